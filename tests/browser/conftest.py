@@ -1,0 +1,66 @@
+"""A real Chromium on the real front end, in both of its renderers."""
+
+import re
+
+import pytest
+from palimpsest.dev import DEV, PACK, find_chromium
+from palimpsest.tests.browser.front_end import open_app
+from playwright.sync_api import sync_playwright
+
+FLAGS = [
+    "--no-sandbox",  # Chromium refuses to run as root with it
+    "--disable-gpu",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+SCREENSHOTS = DEV / "screenshots"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with sync_playwright() as playwright:
+        path = find_chromium()
+        assert path, "no Chromium: run `python dev.py test browser`, or set CHROMIUM"
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=["canvas", "vue"])
+def page(request, browser, server):
+    """The front end, ready, with the default graph; it fails a test in whose course we complain."""
+    server.post("settings/Comfy.TutorialCompleted", True)
+    server.post("settings/Comfy.VueNodes.Enabled", request.param == "vue")
+    context = browser.new_context(viewport={"width": 1600, "height": 1000}, base_url=server.url)
+    context.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
+    page = context.new_page()
+    complaints = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.extend(our_errors(message)))
+    open_app(page, server.url)
+    yield page
+    context.close()
+    assert complaints == []
+
+
+def our_errors(message):
+    """The text of a console error that speaks of us, in a list, or an empty one."""
+    told = f"{message.text} ({message.location.get('url')})"
+    return [told] if message.type == "error" and re.search(f"{PACK}|palimpsest", told, re.I) else []
+
+
+@pytest.fixture
+def screenshot(page, request):
+    """Keep a picture of the page: screenshot("name") -> its path under .dev/screenshots."""
+
+    def keep(name):
+        words = re.sub(r"\W+", "-", f"{request.node.name}-{name}").strip("-")
+        path = SCREENSHOTS / f"{words}.png"
+        page.screenshot(path=path)
+        return path
+
+    return keep

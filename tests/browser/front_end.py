@@ -1,0 +1,66 @@
+"""What a person does in ComfyUI's front end, as plain functions over a Playwright page."""
+
+import json
+
+READY = """window.app?.vueAppReady && app.graph?.nodes.length
+    && !document.querySelector('#splash-loader')"""
+
+ENDS = ["execution_success", "execution_error", "execution_interrupted"]
+
+
+def open_app(page, url):
+    """Open the front end and wait until the default graph can be seen."""
+    page.goto(url)
+    page.wait_for_function(READY, timeout=60_000)
+    page.wait_for_timeout(500)  # the splash fades
+
+
+def load_workflow(page, workflow, name="test"):
+    """Load a workflow (a dict, or the path of its file) as a dropped file would be."""
+    if not isinstance(workflow, dict):
+        workflow = json.loads(workflow.read_text(encoding="utf-8"))
+    page.evaluate("([wf, name]) => app.loadGraphData(wf, true, true, name)", [workflow, name])
+
+
+def graph_to_prompt(page):
+    """The API form that the front end makes of the graph: what Run would send."""
+    return page.evaluate("async () => (await app.graphToPrompt()).output")
+
+
+def node_types(page):
+    """The types of the nodes in the graph."""
+    return page.evaluate("app.graph.nodes.map(node => node.type)")
+
+
+def missing_nodes(page):
+    """The types of the nodes in the graph that this ComfyUI does not know."""
+    return page.evaluate("app.graph.nodes.filter(node => !node.comfyClass).map(node => node.type)")
+
+
+def run(page, timeout=300):
+    """Press Run and wait: {"kind": how it ended, "prompt_id", and on an error what failed}."""
+    page.evaluate(
+        """kinds => { window.ended = null; for (const kind of kinds)
+            app.api.addEventListener(kind, e => { window.ended ??= {kind, ...e.detail} }) }""",
+        ENDS,
+    )
+    page.get_by_test_id("queue-button").click()
+    page.wait_for_function("window.ended", timeout=timeout * 1000)
+    return page.evaluate("window.ended")
+
+
+def open_templates(page, pack):
+    """Open the Templates dialog at a pack's own page and return the names it shows there."""
+    page.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates') }")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("navigation").get_by_text(pack).click()
+    cards = dialog.locator("[data-testid^='template-workflow-']")
+    cards.first.locator("img").wait_for()
+    return [card.get_attribute("data-testid").split("-", 2)[2] for card in cards.all()]
+
+
+def choose_template(page, name):
+    """Load a template from the open Templates dialog."""
+    page.get_by_test_id(f"template-workflow-{name}").click()
+    page.get_by_role("dialog").wait_for(state="hidden")
+    page.wait_for_timeout(500)  # the graph is laid out

@@ -1,0 +1,32 @@
+"""The checkout as the package `palimpsest`, and one real server for all who want to speak to it."""
+
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# ComfyUI has modules named like our folders (nodes, tests, utils): the root is never searched.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+runpy.run_path(str(ROOT / "dev.py"))["load_package"]()
+
+# Whoever ends the tests ends their servers too: fixtures are torn down on an interrupt only.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A real ComfyUI with this checkout in its custom_nodes; see palimpsest.tests.harness."""
+    from palimpsest.dev import serve
+    from palimpsest.tests.harness import Server
+
+    base = tmp_path_factory.mktemp("comfy")
+    log = base / "server.log"
+    with serve(base, log) as (url, _):
+        yield Server(url, base, log)
