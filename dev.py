@@ -64,6 +64,10 @@ CHILD_ENV = {
 }
 
 
+#: Seconds that a process which was asked to end has for it.
+PATIENCE = 20
+
+
 @contextmanager
 def child(command: list, **options) -> Iterator[subprocess.Popen]:
     """Run a process in a group of its own; when the block ends, however it ends, both are gone."""
@@ -75,7 +79,7 @@ def child(command: list, **options) -> Iterator[subprocess.Popen]:
         end(process)
 
 
-def end(process: subprocess.Popen, patience: float = 20) -> None:
+def end(process: subprocess.Popen) -> None:
     """Ask a process group to end, wait for its leader, and kill what is left of it."""
     if os.name == "nt":
         subprocess.run(["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True)
@@ -84,7 +88,7 @@ def end(process: subprocess.Popen, patience: float = 20) -> None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(patience)
+                process.wait(PATIENCE)
     finally:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

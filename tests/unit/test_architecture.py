@@ -1,0 +1,198 @@
+"""The rules of the house (design.md, section 3), read off the source."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import palimpsest
+import pytest
+
+ROOT = Path(palimpsest.__file__).parent
+PRODUCT = ("pipelines", "hosts", "nodes")
+SHIPPED = (*PRODUCT, "demo", "benchmarks")
+HEAVY = {"diffusers", "transformers", "torchmetrics"}
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def sources(*folders):
+    """The Python files of some folders."""
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def each(*folders):
+    return pytest.mark.parametrize("path", sources(*folders), ids=name)
+
+
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(path, nodes):
+    """What imports among `nodes` name: "torch.nn", or "palimpsest/hosts/comfy" for our own."""
+    here = ("palimpsest", *path.relative_to(ROOT).parts[:-1])
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+        elif isinstance(node, ast.ImportFrom):
+            home = here[: len(here) + 1 - node.level]
+            below = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from ("/".join((*home, *module.split("."))) for module in below)
+
+
+def all_imports(path):
+    return set(imported(path, ast.walk(parsed(path))))
+
+
+def early_imports(path):
+    """What a file imports as soon as it is imported itself."""
+
+    def at_once(node):
+        yield node
+        if not isinstance(node, FUNCTIONS) and not is_for_type_checkers(node):
+            for below in ast.iter_child_nodes(node):
+                yield from at_once(below)
+
+    return set(imported(path, at_once(parsed(path))))
+
+
+def is_for_type_checkers(node):
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def part_of_the_house(module):
+    """ "hosts" for "palimpsest/hosts/comfy", None for what is not ours."""
+    return module.split("/")[1] if module.startswith("palimpsest/") else None
+
+
+@pytest.mark.parametrize("folder", SHIPPED)
+def test_no_rule_here_is_about_an_empty_folder(folder):
+    assert sources(folder)
+
+
+@each("pipelines")
+def test_pipelines_import_torch_and_each_other_only(path):
+    modules = all_imports(path)
+    ours = {part_of_the_house(m) for m in modules} - {None}
+    others = {m.split(".")[0] for m in modules if not part_of_the_house(m)}
+    assert ours <= {"pipelines"}
+    assert others - set(sys.stdlib_module_names) <= {"torch"}
+
+
+@each("hosts")
+def test_hosts_know_pipelines_only(path):
+    ours = {part_of_the_house(m) for m in all_imports(path)} - {None}
+    assert ours <= {"hosts", "pipelines"}
+
+
+@each("pipelines", "hosts", "demo", "benchmarks")
+def test_nobody_imports_nodes(path):
+    assert "nodes" not in {part_of_the_house(m) for m in all_imports(path)}
+
+
+@each(*PRODUCT)
+def test_heavy_packages_are_imported_where_they_are_used(path):
+    assert not HEAVY & {m.split(".")[0] for m in early_imports(path)}
+
+
+def in_a_fresh_process(*lines):
+    """Run Python lines in a process of its own, `dev` being dev.py; returns what they print."""
+    load = f"import runpy, sys; dev = runpy.run_path({str(ROOT / 'dev.py')!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join([load, *lines])], capture_output=True, text=True, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_importing_the_pack_loads_nothing_heavy():
+    """Measured inside ComfyUI, as what our import adds to what ComfyUI itself has loaded."""
+    added = in_a_fresh_process(
+        "dev['use_comfy']()",
+        "import comfy.sd, comfy.samplers, nodes, comfy_api.latest, latent_preview",
+        f"heavy = {HEAVY}",
+        "before = {m for m in sys.modules if m.split('.')[0] in heavy}",
+        "pack = dev['load_package']()",
+        "import asyncio; asyncio.run(pack.comfy_entrypoint())",
+        "print(*({m for m in sys.modules if m.split('.')[0] in heavy} - before))",
+    )
+    assert added == []
+
+
+def test_pipelines_need_no_host():
+    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in sources("pipelines")]
+    loaded = in_a_fresh_process(
+        "dev['load_package']()",
+        "import importlib",
+        f"for m in {modules}: importlib.import_module('palimpsest.' + m.removesuffix('.__init__'))",
+        "print(*{m.split('.')[0] for m in sys.modules})",
+    )
+    assert "torch" in loaded
+    assert not {*HEAVY, "comfy", "nodes", "PIL"} & set(loaded)
+
+
+FORBIDDEN = {
+    "eval": "runs text as code",
+    "exec": "runs text as code",
+    "print": "a node pack logs",
+    "pickle": "runs code of whoever wrote the file",
+    "torch.load": "is pickle",
+}
+
+
+@each(*PRODUCT)
+def test_nothing_forbidden_is_called(path):
+    tree = parsed(path)
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not FORBIDDEN.keys() & (called | all_imports(path))
+
+
+@each(*SHIPPED)
+def test_functions_are_short(path):
+    functions = (n for n in ast.walk(parsed(path)) if isinstance(n, FUNCTIONS))
+    too_long = {f.name: size(f) for f in functions if size(f) > 50 and f.name != "define_schema"}
+    assert not too_long
+
+
+def size(function):
+    """The lines of a function without its docstring."""
+    first = function.body[0]
+    told = first.end_lineno - first.lineno + 1 if ast.get_docstring(function) else 0
+    return function.end_lineno - function.lineno + 1 - told
+
+
+def test_dev_py_needs_the_standard_library_only():
+    others = {m.split(".")[0] for m in early_imports(ROOT / "dev.py")}
+    assert others <= set(sys.stdlib_module_names)
+
+
+def test_every_workflow_has_a_picture_and_nodes():
+    workflows = sorted((ROOT / "workflows").glob("*.json"))
+    assert workflows, "no workflow is shipped"
+    for path in workflows:
+        assert path.with_suffix(".jpg").exists(), f"{path.name} has no picture"
+        # The API form has no "nodes" and would be offered as a broken template.
+        assert json.loads(path.read_text(encoding="utf-8"))["nodes"]
+
+
+def test_every_node_has_a_help_page():
+    code = "\n".join(path.read_text(encoding="utf-8") for path in sources("nodes"))
+    ids = re.findall(r"node_id=\"(\w+)\"", code)
+    assert ids, "no node states its node_id"
+    pages = {path.stem for path in (ROOT / "web" / "docs").glob("*.md")}
+    assert set(ids) == pages
+
+
+@pytest.mark.parametrize("check", [["check"], ["format", "--check"]], ids=["lint", "format"])
+def test_ruff_is_content(check):
+    command = [sys.executable, "-m", "ruff", *check, "--output-format", "concise", "--quiet"]
+    done = subprocess.run([*command, str(ROOT)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
