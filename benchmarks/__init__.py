@@ -1,0 +1,1 @@
+"""What is measured: parity with the published code, rows, the embedded model."""

@@ -1,0 +1,119 @@
+"""Folders of golden cases: results of published code on a small model, and that model.
+
+A case is `NAME.safetensors` beside `NAME.json`; `text.safetensors` and `text.json` of the folder
+hold the schedule and every prompt with its tokens and embedding.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..hosts.diffusers import DiffusersUNet, Prompt
+from ..pipelines.attention.tokens import PromptTokens, Word
+from ..pipelines.errors import PalimpsestError
+from ..pipelines.schedule import sigma_from_alpha
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One published run: its settings and what came out."""
+
+    name: str
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def method(self) -> str:
+        """What was run, as the case says it."""
+        return self.settings["method"]
+
+
+@dataclass(frozen=True, eq=False)
+class Folder:
+    """A folder of cases and the model they were made with."""
+
+    path: Path
+    model_path: Path
+
+    def names(self) -> list[str]:
+        """Names of all cases, sorted."""
+        return sorted(p.stem for p in self.path.glob("*.json") if p.stem != "text")
+
+    def case(self, name: str) -> Case:
+        """Read one case."""
+        from safetensors.torch import load_file
+
+        settings = json.loads((self.path / f"{name}.json").read_text())
+        return Case(name, settings, load_file(self.path / f"{name}.safetensors"))
+
+    @cached_property
+    def _text(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        from safetensors.torch import load_file
+
+        settings = json.loads((self.path / "text.json").read_text())
+        return settings, load_file(self.path / "text.safetensors")
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """[train steps] cumulative alphas of the model's schedule."""
+        return self._text[1]["alphas_cumprod"]
+
+    def sigmas(self, case: Case) -> Tensor:
+        """[N+1] rising levels of a case: the final level, then its timesteps."""
+        final = torch.tensor([case.settings["final_alpha_cumprod"]], dtype=torch.float64)
+        levels = self.alphas_cumprod.double()[sorted(case.settings["timesteps"])]
+        return sigma_from_alpha(torch.cat([final, levels]))
+
+    def prompt(self, text: str) -> Prompt:
+        """A prompt of the folder by its text; no tokenizer is needed."""
+        settings, tensors = self._text
+        for key, known in settings["prompts"].items():
+            if known == text:
+                ids = tuple(tensors[f"ids_{key}"].flatten().tolist())
+                return Prompt(
+                    tensors[f"emb_{key}"], _tokens(text, ids, settings["word_tokens"][key])
+                )
+        raise PalimpsestError(f"{self.path}/text.json holds no prompt {text!r}.")
+
+    @cached_property
+    def unet(self) -> DiffusersUNet:
+        """The model, loaded strictly."""
+        from diffusers import UNet2DConditionModel
+        from safetensors.torch import load_file
+
+        config = json.loads((self.model_path / "unet_config.json").read_text())
+        config = {key: value for key, value in config.items() if not key.startswith("_")}
+        unet = UNet2DConditionModel(**config)
+        unet.load_state_dict(load_file(self.model_path / "unet.safetensors"))
+        return DiffusersUNet(unet.eval().requires_grad_(False), self.alphas_cumprod)
+
+
+def _tokens(text: str, ids: tuple[int, ...], pieces: list[str]) -> PromptTokens:
+    """Words and positions from the list of token strings, start and end included."""
+    words, position = [], 1
+    for word in text.split():
+        start, length = position, 0
+        while length < len(word):
+            length += len(pieces[position].removesuffix("</w>"))
+            position += 1
+        words.append(Word(word, tuple(range(start, position))))
+    return PromptTokens(ids, tuple(words), len(pieces))
+
+
+def open_folder(path: Path, model_path: Path) -> Folder:
+    """Open a folder of cases.
+
+    Raises:
+        PalimpsestError: If the folder or the model is not there.
+    """
+    for needed in (path / "text.json", model_path / "unet_config.json"):
+        if not needed.is_file():
+            raise PalimpsestError(
+                f"There is no {needed}: give a folder of golden cases, and its model by --model."
+            )
+    return Folder(path, model_path)

@@ -1,0 +1,248 @@
+"""Our pipelines beside the published code: largest relative error and rows, case by case.
+
+python dev.py bench parity [DIR...] [--only PATTERN,PATTERN] [--model DIR]
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..hosts.diffusers import Prompt
+from ..pipelines.attention.bank import Bank
+from ..pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
+from ..pipelines.couplings import ddim
+from ..pipelines.denoiser import RowCount
+from ..pipelines.editing import (
+    DIRECT_INVERSION,
+    UNCORRECTED,
+    Branches,
+    Correction,
+    Edit,
+    residual,
+)
+from ..pipelines.errors import PalimpsestError
+from ..pipelines.schedule import step_down, vp_scale
+from ..pipelines.trajectory import Recipe, Trajectory
+from .golden import Case, Folder, open_folder
+
+#: Norm of the difference over norm of the published tensor, per tensor and row.
+TOLERANCE = 1e-4
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outcome of a case: the error of every tensor compared, and the rows spent."""
+
+    errors: dict[str, float]
+    rows: int
+
+    @property
+    def worst(self) -> float:
+        """The largest error; NaN counts as infinite."""
+        return max(e if e == e else float("inf") for e in self.errors.values())
+
+
+def run_inversion(folder: Folder, case: Case) -> Result:
+    """DDIM inversion under the source prompt."""
+    rows = RowCount()
+    trajectory = _invert(folder, case, rows)
+    ours = _published_scale(trajectory.latents, trajectory.sigmas)
+    return Result({"traj": _error(ours, case.tensors["traj"].view_as(ours))}, rows.rows)
+
+
+def run_offsets(folder: Folder, case: Case) -> Result:
+    """Direct Inversion's offsets: the residual of the guided mean, for source and target."""
+    rows = RowCount()
+    trajectory = _invert(folder, case, rows)
+    source, target, empty = _prompts(folder, case)
+    cfg = case.settings["guidance_scale"]
+    offsets = []
+    for level in range(trajectory.steps, 0, -1):
+        chain, chain_next = trajectory.latents[level], trajectory.latents[level - 1]
+        sigma, sigma_next = trajectory.sigmas[level], trajectory.sigmas[level - 1]
+        step = step_down(sigma, sigma_next)
+        both = [
+            residual(
+                chain,
+                chain_next,
+                folder.unet.denoiser(prompt, empty, cfg=cfg, rows=rows)(chain, sigma),
+                step,
+            )
+            for prompt in (source, target)
+        ]
+        offsets.append(torch.cat(both) * vp_scale(sigma_next))
+    return Result(
+        _rowwise("offset", torch.stack(offsets, 1), _by_row(case, "noise_loss_list")), rows.rows
+    )
+
+
+def run_direct_inversion(folder: Folder, case: Case) -> Result:
+    """Prompt-to-Prompt with the source row on the recorded chain."""
+    return _run_edit(folder, case, DIRECT_INVERSION)
+
+
+def run_uncorrected(folder: Folder, case: Case) -> Result:
+    """Prompt-to-Prompt with the source row drifting."""
+    return _run_edit(folder, case, UNCORRECTED)
+
+
+def _run_edit(folder: Folder, case: Case, correction: Correction) -> Result:
+    rows = RowCount()
+    trajectory = _invert(folder, case, rows)
+    source, target, empty = _prompts(folder, case)
+    cfg = case.settings["guidance_scale"]
+    bank = Bank(_control(case, source, target), trajectory.steps)
+    unet = folder.unet
+    branches = Branches(
+        target=unet.denoiser(target, empty, cfg=cfg, hook=bank.inject, rows=rows),
+        source=unet.denoiser(source, empty, cfg=cfg, hook=bank.record, rows=rows),
+        record=unet.denoiser(source, hook=bank.record, rows=rows),
+    )
+    visited = [trajectory.start]
+    whole = Edit(trajectory, branches, correction=correction, bank=bank, keep_source=True)
+    edited = whole.run(lambda _step, x, _denoised: visited.append(x))
+    scale = vp_scale(trajectory.sigmas[0])
+    final = {"source": edited.source, "target": edited.latent}
+    errors = {
+        f"final.{name}": _error(latent[0] * scale, case.tensors["final"][row])
+        for row, (name, latent) in enumerate(final.items())
+    }
+    if "traj" in case.tensors:
+        walked = torch.stack(visited)[:, 0]
+        ours = _published_scale(walked, trajectory.sigmas.flip(0))
+        errors["traj.target"] = _error(ours, case.tensors["traj"][:, 1])
+    return Result(errors, rows.rows)
+
+
+def _control(case: Case, source: Prompt, target: Prompt) -> PromptToPrompt:
+    """The published controller of a case."""
+    settings = case.settings
+    windows = {w: _window(b) for w, b in settings["cross_replace_steps"].items()}
+    weights = settings.get("eq_params") or {"words": [], "values": []}
+    return rewrite_prompt(
+        source.tokens,
+        target.tokens,
+        mode="replace" if settings["is_replace_controller"] else "refine",
+        cross_window=windows.pop("default_"),
+        self_window=_window(settings["self_replace_steps"]),
+        weights=dict(zip(weights["words"], weights["values"], strict=True)),
+        word_windows=windows,
+        published_tail=True,
+    )
+
+
+def _window(bound: float | list[float]) -> tuple[float, float]:
+    return (0.0, bound) if isinstance(bound, int | float) else (bound[0], bound[1])
+
+
+def _invert(folder: Folder, case: Case, rows: RowCount) -> Trajectory:
+    sigmas = folder.sigmas(case)
+    x0 = case.tensors["x0"] if "x0" in case.tensors else _input(folder, case)
+    prompt = folder.prompt(case.settings["prompt_src"])
+    latents = ddim(
+        folder.unet.denoiser(prompt, rows=rows), x0 / vp_scale(sigmas[0]), sigmas, scale=vp_scale
+    )
+    return Trajectory(latents, sigmas, x0, Recipe("ddim", "destination"))
+
+
+def _input(folder: Folder, case: Case) -> Tensor:
+    """The input latent that a case names as `FILE:KEY`."""
+    from safetensors.torch import load_file
+
+    file, key = case.settings["x0"].split(":")
+    return load_file(folder.model_path / Path(file).name)[key]
+
+
+def _prompts(folder: Folder, case: Case) -> tuple[Prompt, Prompt, Prompt]:
+    texts = (case.settings["prompt_src"], case.settings["prompt_tar"], "")
+    source, target, empty = (folder.prompt(text) for text in texts)
+    return source, target, empty
+
+
+def _published_scale(latents: Tensor, sigmas: Tensor) -> Tensor:
+    """Our [levels, ...] in the published, variance-preserving coordinates."""
+    return latents * vp_scale(sigmas).view(-1, *[1] * (latents.ndim - 1)).float()
+
+
+def _error(ours: Tensor, published: Tensor) -> float:
+    return float((ours - published).norm() / published.norm())
+
+
+def _by_row(case: Case, key: str) -> Tensor:
+    return case.tensors[key].transpose(0, 1)
+
+
+def _rowwise(name: str, ours: Tensor, published: Tensor) -> dict[str, float]:
+    rows = zip(("source", "target"), ours, published, strict=True)
+    return {f"{name}.{row}": _error(a, b) for row, a, b in rows}
+
+
+Runner = Callable[[Folder, Case], Result]
+
+
+def runner_of(case: Case) -> Runner | None:
+    """The pipeline that a case is about, or None where we have none yet."""
+    if case.settings.get("blend_words"):
+        return None
+    for start, runner in (
+        ("PnPInversion DirectInversion.ddim_inversion", run_inversion),
+        ("PnPInversion DirectInversion.invert", run_offsets),
+        ("PnPInversion directinversion+p2p", run_direct_inversion),
+        ("PnPInversion ddim+p2p", run_uncorrected),
+    ):
+        if case.method.startswith(start):
+            return runner
+    return None
+
+
+def main(arguments: list[str]) -> int:
+    """Run the cases and print the table; 1 where an error is above tolerance or nothing ran."""
+    parser = argparse.ArgumentParser(prog="dev.py bench parity", description=__doc__)
+    parser.add_argument("folders", nargs="*", type=Path, default=[GOLDEN / "public"])
+    parser.add_argument("--only", default="*", help="shell patterns of case names, by commas")
+    parser.add_argument("--model", type=Path, help="folder of the model, GOLDEN/model if not given")
+    options = parser.parse_args(arguments)
+    try:
+        outcomes = [
+            outcome
+            for path in options.folders
+            for outcome in _run_folder(path, options.model or GOLDEN / "model", options.only)
+        ]
+    except PalimpsestError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if not outcomes:
+        print(f"No case that can be run matches --only {options.only}.", file=sys.stderr)
+        return 1
+    passed = sum(outcomes)
+    print(f"{passed} of {len(outcomes)} cases within {TOLERANCE:.0e}")
+    return 0 if passed == len(outcomes) else 1
+
+
+def _run_folder(path: Path, model_path: Path, only: str) -> list[bool]:
+    """Run the cases of one folder that match, and print a line for each."""
+    folder = open_folder(path, model_path)
+    print(f"{path}\n{'case':32} {'error':>9}  {'ours':>5} {'published':>9}  rows; worst tensor")
+    outcomes = []
+    for name in folder.names():
+        if not any(fnmatch(name, pattern) for pattern in only.split(",")):
+            continue
+        case = folder.case(name)
+        runner = runner_of(case)
+        if runner is None:
+            print(f"{name:32} not built yet: {case.method}")
+            continue
+        result = runner(folder, case)
+        published = sum(part["samples"] for part in case.settings["nfe"].values())
+        worst = max(result.errors, key=lambda key: result.errors[key])
+        print(f"{name:32} {result.worst:9.1e}  {result.rows:5} {published:9}  {worst}", flush=True)
+        outcomes.append(result.worst <= TOLERANCE)
+    return outcomes

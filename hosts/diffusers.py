@@ -1,0 +1,238 @@
+"""The pipelines without ComfyUI: on a diffusers model folder, headless.
+
+    model = load_folder(Path("stable-diffusion-v1-5"))
+    source, target = model.prompt("a cat on a sofa"), model.prompt("a tiger on a sofa")
+    denoise = model.unet.denoiser(source)
+
+diffusers and transformers are imported where a folder is loaded, not where this file is.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..pipelines.attention.bank import AttentionHook, Role
+from ..pipelines.attention.tokens import PromptTokens, Word
+from ..pipelines.denoiser import Denoiser, RowCount, guide
+from ..pipelines.errors import PalimpsestError
+from ..pipelines.schedule import sigma_from_alpha, vp_scale
+from .diffusers_attention import hooked
+
+Prediction = Literal["epsilon", "v_prediction"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A prompt as the UNet and as the attention controls see it.
+
+    Attributes:
+        embedding: [1, tokens, channels] hidden states of the text encoder.
+        tokens: The words and their positions.
+        added: What an SDXL UNet takes beside them (`text_embeds`, `time_ids`); empty otherwise.
+    """
+
+    embedding: Tensor
+    tokens: PromptTokens
+    added: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusersUNet:
+    """A UNet2DConditionModel and the schedule it was trained on.
+
+    Attributes:
+        unet: The network.
+        alphas_cumprod: [train steps] cumulative alphas.
+        prediction: What it predicts.
+    """
+
+    unet: nn.Module
+    alphas_cumprod: Tensor
+    prediction: Prediction = "epsilon"
+
+    @property
+    def sigmas(self) -> Tensor:
+        """[train steps] float64 noise level of every training timestep, rising."""
+        return sigma_from_alpha(self.alphas_cumprod.double())
+
+    def denoiser(
+        self,
+        positive: Prompt,
+        negative: Prompt | None = None,
+        *,
+        cfg: float = 1.0,
+        hook: AttentionHook | None = None,
+        rows: RowCount | None = None,
+    ) -> Denoiser:
+        """The posterior mean under a prompt.
+
+        Args:
+            positive: What the picture shows.
+            negative: The other end of the guidance; not evaluated at cfg 1.
+            cfg: Guidance scale.
+            hook: Sees every attention call.
+            rows: Counts the rows spent.
+        """
+        if negative is None and cfg != 1:
+            raise PalimpsestError(f"Guidance {cfg} needs a negative prompt; none was given.")
+        guided = negative is not None and cfg != 1
+        prompts = [negative, positive] if guided else [positive]
+        roles: list[Role] = ["uncond", "cond"] if guided else ["cond"]
+        log_sigmas = self.sigmas.log()
+
+        @torch.no_grad()
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            z = (x * vp_scale(sigma)).to(self.unet.dtype).repeat(len(prompts), 1, 1, 1)
+            timestep = (log_sigmas - sigma.double().log()).abs().argmin()
+            with hooked(self.unet, hook, roles):
+                out = self.unet(z, timestep, **_conditions(prompts, len(x))).sample
+            if rows is not None:
+                rows.add(len(z))
+            means = [self._mean(x, part.to(x.dtype), sigma) for part in out.chunk(len(prompts))]
+            return guide(means[1], means[0], cfg) if guided else means[0]
+
+        return denoise
+
+    def _mean(self, x: Tensor, predicted: Tensor, sigma: Tensor) -> Tensor:
+        """The posterior mean from what the network predicted."""
+        if self.prediction == "epsilon":
+            return x - sigma * predicted
+        return x / (1 + sigma**2) - sigma * vp_scale(sigma) * predicted
+
+
+def _conditions(prompts: list[Prompt], images: int) -> dict[str, Any]:
+    """The UNet's text arguments for `images` rows per prompt."""
+    embeddings = torch.cat([p.embedding.expand(images, -1, -1) for p in prompts])
+    if not prompts[0].added:
+        return {"encoder_hidden_states": embeddings}
+    added = {
+        key: torch.cat([p.added[key].expand(images, -1) for p in prompts])
+        for key in prompts[0].added
+    }
+    return {"encoder_hidden_states": embeddings, "added_cond_kwargs": added}
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusersModel:
+    """A whole model folder.
+
+    Attributes:
+        unet: The network and its schedule.
+        vae: AutoencoderKL or AutoencoderTiny.
+        encoders: Text encoders with their tokenizers, one or (SDXL) two.
+    """
+
+    unet: DiffusersUNet
+    vae: nn.Module
+    encoders: tuple[tuple[nn.Module, Any], ...]
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Tensor:
+        """Latent [B, 4, H/8, W/8] of images [B, H, W, 3] in 0..1, in model scale."""
+        posterior = self.vae.encode(image.movedim(-1, 1) * 2 - 1)
+        mean = posterior.latents if hasattr(posterior, "latents") else posterior.latent_dist.mode()
+        return mean * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Images [B, H, W, 3] in 0..1 of latents in model scale."""
+        image = self.vae.decode(latent / self.vae.config.scaling_factor).sample
+        return (image / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+
+    @torch.no_grad()
+    def prompt(self, text: str, *, size: tuple[int, int] = (1024, 1024)) -> Prompt:
+        """Encode a prompt.
+
+        Args:
+            text: The prompt; no weight syntax.
+            size: Height and width in pixels, which SDXL is told.
+        """
+        tokens = prompt_tokens(self.encoders[0][1], text)
+        if len(self.encoders) == 1:
+            encoder, tokenizer = self.encoders[0]
+            return Prompt(encoder(_ids(tokenizer, text)).last_hidden_state, tokens)
+        outs = [e(_ids(t, text), output_hidden_states=True) for e, t in self.encoders]
+        embedding = torch.cat([out.hidden_states[-2] for out in outs], dim=-1)
+        time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=embedding.dtype)
+        added = {"text_embeds": outs[-1].text_embeds, "time_ids": time_ids}
+        return Prompt(embedding, tokens, added)
+
+
+def load_folder(folder: Path) -> DiffusersModel:
+    """Load a Stable Diffusion 1.x, 2.x or XL folder in float32.
+
+    Raises:
+        PalimpsestError: If it is no such folder.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise PalimpsestError(
+            f"{folder} is not a diffusers model: it holds no model_index.json. "
+            "Give the folder that has unet/, vae/ and text_encoder/ in it."
+        )
+    import diffusers
+    import transformers
+
+    unet = diffusers.UNet2DConditionModel.from_pretrained(
+        folder, subfolder="unet", torch_dtype=torch.float32, use_safetensors=True
+    )
+    scheduler = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+    network = DiffusersUNet(
+        unet.eval().requires_grad_(False),
+        scheduler.alphas_cumprod,
+        scheduler.config.prediction_type,
+    )
+    classes = (transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection)
+    encoders = tuple(
+        (
+            cls.from_pretrained(folder, subfolder=f"text_encoder{n}").float().eval(),
+            transformers.CLIPTokenizer.from_pretrained(folder, subfolder=f"tokenizer{n}"),
+        )
+        for n, cls in zip(("", "_2"), classes, strict=True)
+        if (folder / f"text_encoder{n}").is_dir()
+    )
+    return DiffusersModel(network, _load_vae(folder).float().eval(), encoders)
+
+
+def _load_vae(folder: Path) -> nn.Module:
+    """The autoencoder, of the class that its config names."""
+    import diffusers
+
+    for cls in (diffusers.AutoencoderTiny, diffusers.AutoencoderKL):
+        if cls.load_config(folder, subfolder="vae").get("_class_name") == cls.__name__:
+            return cls.from_pretrained(folder, subfolder="vae", use_safetensors=True)
+    raise PalimpsestError(f"{folder}/vae must be an AutoencoderKL or an AutoencoderTiny.")
+
+
+def _ids(tokenizer: Any, text: str) -> Tensor:
+    """[1, max length] token ids, padded as the model was trained."""
+    return tokenizer(
+        text,
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    ).input_ids
+
+
+def prompt_tokens(tokenizer: Any, text: str) -> PromptTokens:
+    """Words of a prompt and the positions of their tokens.
+
+    White space is a hard boundary for these tokenizers, so each word is tokenized alone.
+
+    Raises:
+        PalimpsestError: If the prompt is longer than the tokenizer allows.
+    """
+    ids = tuple(_ids(tokenizer, text)[0].tolist())
+    position, words = 1, []
+    for word in text.split():
+        count = len(tokenizer(word, add_special_tokens=False).input_ids)
+        words.append(Word(word, tuple(range(position, position + count))))
+        position += count
+    if position >= len(ids):
+        raise PalimpsestError(
+            f"The prompt has {position - 1} tokens, this model takes {len(ids) - 2}: shorten it."
+        )
+    return PromptTokens(ids, tuple(words), position + 1)

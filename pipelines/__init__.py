@@ -1,0 +1,1 @@
+"""The algorithms: torch and the standard library only, readable as the papers are."""

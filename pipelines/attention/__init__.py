@@ -1,0 +1,1 @@
+"""Attention controls: each rewrites attention as a sum of fused attentions, never as maps."""

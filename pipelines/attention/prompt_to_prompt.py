@@ -1,0 +1,170 @@
+"""Prompt-to-Prompt: rewrite words, keep the layout.
+
+With the source's queries and keys q_s, k_s, the target's q_t, k_t, v_t, and its published rule for
+the maps, A' = R * alpha + A_t * (1 - alpha) with R = (A_s T * a + A_t * (1 - a)) * e per target
+token, the output A' v_t is linear in both softmax maps, so that no map is needed:
+
+    cross   out = SDPA(q_s, k_s, T D_s v_t) + SDPA(q_t, k_t, D_t v_t)
+            D_s = a e alpha           D_t = (1 - a) e alpha + (1 - alpha)
+    self    out = SDPA(q_s, k_s, v_t)
+
+    T       alignment [S, N]              a       1 where a target token has a source
+    e       weight of a target token      alpha   1 while the token's cross window is open
+
+References:
+    Hertz et al. 2022, Prompt-to-Prompt Image Editing with Cross Attention Control,
+        arXiv:2208.01626, section 3.2 (Replace, Refine, Re-weight)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .bank import QKV, Site
+from .tokens import Alignment, PromptTokens, positions_of, refine_tokens, replace_words
+
+Mode = Literal["auto", "replace", "refine"]
+
+#: Self-attention is injected up to this many pixels, the published limit of 32 x 32.
+SELF_PIXELS = 32**2
+
+
+@dataclass(frozen=True, eq=False)
+class PromptToPrompt:
+    """Attention of an edited prompt, tied to that of its source.
+
+    Attributes:
+        alignment: Which source token each target token reads.
+        weights: [N] factor on each target token's attention; 1 leaves it alone.
+        cross_windows: [N, 2] fraction of the steps, 0..1, during which each token reads the
+            source's cross-attention.
+        self_window: Fraction of the steps during which the source's self-attention is used.
+        self_pixels: Largest feature map, in pixels, whose self-attention is replaced.
+    """
+
+    alignment: Alignment
+    weights: Tensor
+    cross_windows: Tensor
+    self_window: tuple[float, float] = (0.0, 0.6)
+    self_pixels: int = SELF_PIXELS
+
+    def open_tokens(self, step: int, steps: int) -> Tensor:
+        """[N] bool, which target tokens read the source in this step.
+
+        Bounds count `steps + 1` rows, as the published schedule does: 0.4 of 50 steps ends after
+        step 19, 1.0 never ends.
+        """
+        bounds = (self.cross_windows.double() * (steps + 1)).to(torch.int64)
+        return (bounds[:, 0] <= step) & (step < bounds[:, 1])
+
+    def active(self, step: int, steps: int) -> bool:
+        """Whether any window is open."""
+        return self._self_open(step, steps) or bool(self.open_tokens(step, steps).any())
+
+    def reads(self, site: Site, tokens: int, step: int, steps: int) -> bool:
+        """Whether the source is read here: only where the guidance sees the prompt."""
+        if site.role != "cond":
+            return False
+        if site.kind == "self":
+            return tokens <= self.self_pixels and self._self_open(step, steps)
+        return bool(self.open_tokens(step, steps).any())
+
+    def terms(self, qkv: QKV, source: QKV, site: Site, step: int, steps: int) -> tuple[QKV, ...]:
+        """The controlled attention, as one or two fused attentions."""
+        if site.kind == "self":
+            return (QKV(source.q, source.k, qkv.v),)
+        from_source, from_target = self._value_maps(step, steps, qkv.v)
+        values = _once(qkv.v, len(self.weights))
+        terms = (QKV(source.q, _once(source.k, len(from_source)), from_source @ values),)
+        if not bool(from_target.any()):
+            return terms
+        tiled = from_target.repeat(qkv.v.shape[1] // len(from_target))
+        return (*terms, QKV(qkv.q, qkv.k, qkv.v * tiled[:, None]))
+
+    def _self_open(self, step: int, steps: int) -> bool:
+        start, end = (int(steps * bound) for bound in self.self_window)
+        return start <= step < end
+
+    def _value_maps(self, step: int, steps: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """T D_s [S, N] and the diagonal of D_t [N], on the device and in the dtype of `like`."""
+        alpha = self.open_tokens(step, steps).to(self.weights.dtype)
+        aligned = self.alignment.aligned
+        from_source = self.alignment.mapping * (aligned * self.weights * alpha)
+        from_target = (1 - aligned) * self.weights * alpha + (1 - alpha)
+        return from_source.to(like), from_target.to(like)
+
+
+def _once(tokens: Tensor, count: int) -> Tensor:
+    """The first copy of a prompt that the host repeated to fill a batch of longer ones."""
+    return tokens[:, :count]
+
+
+def cross_windows(
+    count: int, default: tuple[float, float], words: Mapping[tuple[int, ...], tuple[float, float]]
+) -> Tensor:
+    """[count, 2] cross window per target token.
+
+    Args:
+        count: Number of target tokens.
+        default: Start and end for all tokens, as fractions of the steps.
+        words: Token positions of a word, and its own window; later ones win.
+    """
+    windows = torch.tensor([default] * count, dtype=torch.float64)
+    for positions, window in words.items():
+        windows[list(positions)] = torch.tensor(window, dtype=torch.float64)
+    return windows
+
+
+def token_weights(count: int, words: Mapping[tuple[int, ...], float]) -> Tensor:
+    """[count] factor per target token: 1, or the weight of the word it belongs to."""
+    weights = torch.ones(count)
+    for positions, weight in words.items():
+        weights[list(positions)] = weight
+    return weights
+
+
+def rewrite_prompt(
+    source: PromptTokens,
+    target: PromptTokens,
+    *,
+    mode: Mode = "auto",
+    cross_window: tuple[float, float] = (0.0, 0.4),
+    self_window: tuple[float, float] = (0.0, 0.6),
+    weights: Mapping[str, float] | None = None,
+    word_windows: Mapping[str, tuple[float, float]] | None = None,
+    published_tail: bool = False,
+) -> PromptToPrompt:
+    """The control that turns the picture of one prompt into that of another.
+
+    Args:
+        source: Describes the picture as it is.
+        target: Describes it after the edit.
+        mode: "replace" word for word, "refine" by common tokens, or "auto": replace where the
+            prompts have equally many words.
+        cross_window: Fractions of the steps in which words read the source's cross-attention.
+        self_window: Fractions of the steps in which the source's self-attention is kept.
+        weights: Factor on the attention of words of the target prompt, while they read the source.
+        word_windows: Cross windows of single words of the target prompt.
+        published_tail: See `replace_words`.
+
+    Raises:
+        PalimpsestError: If "replace" meets unequal word counts, or a word is not in the target.
+    """
+    if mode == "auto":
+        mode = "replace" if len(source.words) == len(target.words) else "refine"
+    if mode == "replace":
+        alignment = replace_words(source, target, published_tail=published_tail)
+    else:
+        alignment = refine_tokens(source, target)
+    count, role = len(target.ids), "target prompt"
+    factors = {positions_of(w, target, role=role): f for w, f in (weights or {}).items()}
+    windows = {positions_of(w, target, role=role): b for w, b in (word_windows or {}).items()}
+    return PromptToPrompt(
+        alignment,
+        token_weights(count, factors),
+        cross_windows(count, cross_window, windows),
+        self_window,
+    )

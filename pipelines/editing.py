@@ -1,0 +1,222 @@
+"""The one edit loop: a target denoised along a recorded chain of its source.
+
+A chain x_src of the source leaves at every step a residual that the model's mean does not explain,
+
+    R = x_src_next - c * x_src - (1 - c) * denoise_src(x_src)
+
+the inversion error of an ODE chain, the recorded noise of an SDE chain. Every edit is
+
+    x_next = c * x + (1 - c) * denoise_tgt(x) + target_strength * R
+
+The source row that the target's attention reads is the chain itself (Direct Inversion), or drifts:
+
+    x_src' <- mean_src(x_src') + s (x_src_next - mean_src(x_src'))
+
+with s = scale at every `interval`-th step and 0 between. s = 0 is the uncorrected baseline.
+
+References:
+    Ju et al. 2023, Direct Inversion: Boosting Diffusion-based Editing with 3 Lines of Code,
+        arXiv:2310.01506, algorithm 1 and the ablations
+    Song et al. 2020, Denoising Diffusion Implicit Models, arXiv:2010.02502, eq. 12 (eta)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from torch import Tensor
+
+from .attention.bank import Bank
+from .couplings import OnStep
+from .denoiser import Denoiser
+from .errors import PalimpsestError
+from .schedule import Step, step_down
+from .trajectory import Trajectory
+
+#: What a step runs of the source: all that guidance needs, the rows a control reads, or nothing.
+SourceRows = Literal["guided", "recorded", "none"]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What is done about the residual of the source chain.
+
+    Attributes:
+        scale: Part of the residual added to the source row; 1 puts it back on the chain.
+        interval: The source row is corrected at every interval-th step, the noisiest first.
+        target_strength: Part of the residual added to the target.
+    """
+
+    scale: float = 1.0
+    interval: int = 1
+    target_strength: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise PalimpsestError(f"The interval must be 1 or more steps, got {self.interval}.")
+        if self.target_strength and not self.on_chain:
+            raise PalimpsestError(
+                "The residual is added to the target along the recorded chain: "
+                f"scale and interval must be 1, got {self.scale} and {self.interval}."
+            )
+
+    @property
+    def on_chain(self) -> bool:
+        """Whether the source row is the recorded chain itself at every step."""
+        return self.scale == 1 and self.interval == 1
+
+    def scale_at(self, step: int) -> float:
+        """Part of the residual added to the source row in this step."""
+        return self.scale if step % self.interval == 0 else 0.0
+
+
+DIRECT_INVERSION = Correction()
+UNCORRECTED = Correction(scale=0.0)
+ADD_SOURCE = Correction(target_strength=1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Branches:
+    """The denoisers of an edit.
+
+    Attributes:
+        target: Guided by the target prompt; reads the bank.
+        source: Guided by the source prompt as the target is; fills the bank. Run where the source
+            row drifts or its residual is added to the target.
+        record: The source rows that the control reads and no more; fills the bank. Run where the
+            source row is the chain. None without a control.
+    """
+
+    target: Denoiser
+    source: Denoiser
+    record: Denoiser | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One edit: all that is fixed before its first step. Steps count from the noisiest level.
+
+    Attributes:
+        trajectory: The recorded chain of the source.
+        branches: The denoisers.
+        correction: What is done about the residual.
+        eta: Of the step down; 0 for an ODE chain, 1 for an SDE chain.
+        bank: Attention recorded from the source and read by the target, if there is a control.
+        mask: [1 or B, 1, h, w] in 0..1; where it is 0 the recorded chain is kept.
+        keep_source: Follow a drifting source row to the end although nothing reads it.
+    """
+
+    trajectory: Trajectory
+    branches: Branches
+    correction: Correction = DIRECT_INVERSION
+    eta: float = 0.0
+    bank: Bank | None = None
+    mask: Tensor | None = None
+    keep_source: bool = False
+
+    @cached_property
+    def source_rows(self) -> list[SourceRows]:
+        """What each step runs of the source: a row that no one reads is never run."""
+        steps, bank = self.trajectory.steps, self.bank
+        if self.correction.target_strength:
+            return ["guided"] * steps
+        read = [bank is not None and bank.control.active(i, steps) for i in range(steps)]
+        if self.correction.on_chain:
+            return ["recorded" if r else "none" for r in read]
+        # A drifting source is followed as long as some later step still reads it.
+        last = (
+            steps if self.keep_source else max((i + 1 for i in range(steps) if read[i]), default=0)
+        )
+        return ["guided"] * last + ["none"] * (steps - last)
+
+    def step(self, i: int, x: Tensor, source: Tensor) -> Stepped:
+        """Take target and source row from the level of step `i` to the next."""
+        trajectory, correction = self.trajectory, self.correction
+        level = trajectory.steps - i
+        chain, chain_next = trajectory.latents[level], trajectory.latents[level - 1]
+        sigma = trajectory.sigmas[level]
+        step = step_down(sigma, trajectory.sigmas[level - 1], self.eta)
+        if self.bank is not None:
+            self.bank.begin(i)
+        d_source = self._denoise_source(i, source, sigma)
+        d_target = self.branches.target(x, sigma)
+        x_next = _target_step(x, d_target, chain, chain_next, d_source, step, correction)
+        if self.mask is not None:
+            x_next = chain_next + self.mask * (x_next - chain_next)
+        if correction.on_chain:
+            source = chain_next
+        elif d_source is not None:
+            mean = step.c * source + (1 - step.c) * d_source
+            source = mean + correction.scale_at(i) * (chain_next - mean)
+        if self.bank is not None:
+            self.bank.begin(i + 1)
+        return Stepped(x_next, source, d_target)
+
+    def _denoise_source(self, i: int, source: Tensor, sigma: Tensor) -> Tensor | None:
+        """Run the source rows of a step; the prediction is returned where the step needs it."""
+        rows = self.source_rows[i]
+        if rows == "guided":
+            return self.branches.source(source, sigma)
+        if rows == "recorded" and self.branches.record is not None:
+            self.branches.record(source, sigma)
+        return None
+
+    def run(self, on_step: OnStep | None = None) -> Edited:
+        """Walk all steps, from the noisiest level to the lowest."""
+        x = source = self.trajectory.start
+        for i in range(self.trajectory.steps):
+            stepped = self.step(i, x, source)
+            x, source = stepped.latent, stepped.source
+            if on_step:
+                on_step(i + 1, x, stepped.denoised)
+        followed = self.correction.on_chain or self.source_rows[-1] == "guided"
+        return Edited(x, source if followed else None)
+
+
+@dataclass(frozen=True, eq=False)
+class Stepped:
+    """One step of an edit: [B, C, ...] target and source row, and the target's denoised guess."""
+
+    latent: Tensor
+    source: Tensor
+    denoised: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Edited:
+    """Latents at the lowest level.
+
+    Attributes:
+        latent: [B, C, ...] the edit.
+        source: [B, C, ...] where the source row ended, or None if it was not followed to the end.
+    """
+
+    latent: Tensor
+    source: Tensor | None
+
+
+def _target_step(
+    x: Tensor,
+    d_target: Tensor,
+    chain: Tensor,
+    chain_next: Tensor,
+    d_source: Tensor | None,
+    step: Step,
+    correction: Correction,
+) -> Tensor:
+    """The target at the next level."""
+    c, strength = step.c, correction.target_strength
+    mean = c * x + (1 - c) * d_target
+    if not strength or d_source is None:
+        return mean
+    if strength == 1:
+        # The delta form: nothing small is divided by, and equal rows cancel bit for bit.
+        return chain_next + (c * (x - chain) + (1 - c) * (d_target - d_source))
+    return mean + strength * residual(chain, chain_next, d_source, step)
+
+
+def residual(chain: Tensor, chain_next: Tensor, denoised: Tensor, step: Step) -> Tensor:
+    """What the mean of a step does not explain of a chain: R, in units of the latent."""
+    return chain_next - step.c * chain - (1 - step.c) * denoised

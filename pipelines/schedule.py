@@ -1,0 +1,128 @@
+"""Noise levels, the coefficients of one step, and conversions to a model's own coordinates.
+
+Every algorithm here works on x = x0 + sigma * noise (variance exploding, VE). Models were
+trained on
+
+    variance preserving, VP   z = sqrt(abar) x0 + sqrt(1 - abar) noise   z = x / sqrt(1 + sigma^2)
+    rectified flow            z = (1 - t) x0 + t noise                   z = x / (1 + sigma)
+
+with sigma = sqrt((1 - abar) / abar) and sigma = t / (1 - t). First-order steps are the same in all
+of them, second-order steps are not.
+
+References:
+    Song et al. 2020, Denoising Diffusion Implicit Models, arXiv:2010.02502, eq. 12 (eta)
+    Karras et al. 2022, Elucidating the Design Space of Diffusion-Based Generative Models,
+        arXiv:2206.00364, table 1 (VP as a scaling of VE)
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import PalimpsestError
+
+#: z = scale(sigma) * x: how a model family scales what it is shown.
+Scale = Callable[[Tensor], Tensor]
+
+#: Pure noise (t = 1) has no finite sigma: flow schedules stop here.
+FLOW_T_MAX = 0.9995
+
+
+@dataclass(frozen=True)
+class Step:
+    """The numbers of one step down: `mean = c * x + (1 - c) * D`, noise of size `sigma_up`."""
+
+    c: float
+    sigma_down: float
+    sigma_up: float
+
+
+def step_down(sigma: Tensor, sigma_next: Tensor, eta: float = 0.0) -> Step:
+    """Coefficients of the step from `sigma` to the lower `sigma_next`.
+
+    Args:
+        sigma: 0-d, above 0.
+        sigma_next: 0-d, at most `sigma`.
+        eta: 0 is DDIM (Euler on the ODE), 1 is DDPM (the SDE).
+
+    Raises:
+        PalimpsestError: If the levels do not fall or `eta` is outside 0..1.
+    """
+    high, low = float(sigma), float(sigma_next)
+    if not (0 <= low <= high and high > 0 and 0 <= eta <= 1):
+        raise PalimpsestError(
+            f"A step must go down with eta in 0..1, got sigma {high:.4g} -> {low:.4g}, eta {eta}."
+        )
+    up = eta * low * math.sqrt(high**2 - low**2) / high
+    down = math.sqrt(low**2 - up**2)
+    return Step(down / high, down, up)
+
+
+def vp_scale(sigma: Tensor) -> Tensor:
+    """Scale of eps- and v-prediction models: 1 / sqrt(1 + sigma^2)."""
+    return (1 + sigma**2).rsqrt()
+
+
+def flow_scale(sigma: Tensor) -> Tensor:
+    """Scale of rectified-flow models: 1 / (1 + sigma) = 1 - t."""
+    return 1 / (1 + sigma)
+
+
+def sigma_from_alpha(alpha_cumprod: Tensor) -> Tensor:
+    """Noise level of a cumulative alpha (abar) in (0, 1]."""
+    return ((1 - alpha_cumprod) / alpha_cumprod).sqrt()
+
+
+def sigma_from_t(t: Tensor) -> Tensor:
+    """Noise level of a flow time in [0, 1]; times above `FLOW_T_MAX` are cut there."""
+    t = t.clamp(max=FLOW_T_MAX)
+    return t / (1 - t)
+
+
+def t_from_sigma(sigma: Tensor) -> Tensor:
+    """Flow time of a noise level."""
+    return sigma / (1 + sigma)
+
+
+def ddim_timesteps(steps: int, *, train_steps: int = 1000, offset: int = 1) -> Tensor:
+    """The grid of the published codes: [steps] training timesteps, rising, `offset` the lowest.
+
+    Raises:
+        PalimpsestError: If `steps` is not in 1..train_steps.
+    """
+    if not 1 <= steps <= train_steps:
+        raise PalimpsestError(f"Steps must be 1 to {train_steps}, got {steps}.")
+    return torch.arange(steps) * (train_steps // steps) + offset
+
+
+def check_falling(sigmas: Tensor) -> None:
+    """Refuse a sampling schedule that does not fall to 0.
+
+    Args:
+        sigmas: [N+1], as core's scheduler nodes give them.
+
+    Raises:
+        PalimpsestError: If it has no step, does not fall strictly, or ends above 0.
+    """
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise PalimpsestError(
+            f"The sigmas must hold at least two levels, got {sigmas.numel()}: "
+            "set steps to 1 or more, or connect a scheduler node."
+        )
+    if not bool((sigmas.diff() < 0).all()) or float(sigmas[-1]) != 0:
+        raise PalimpsestError(
+            f"The sigmas must fall from noise to 0, got {float(sigmas[0]):.4g} -> "
+            f"{float(sigmas[-1]):.4g}: connect a scheduler node directly, without Flip Sigmas "
+            "and without cutting off its end."
+        )
+
+
+def check_rising(sigmas: Tensor) -> None:
+    """Refuse levels that do not climb strictly; a trajectory keeps them in that order."""
+    if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas.diff() > 0).all()):
+        raise PalimpsestError(
+            f"A trajectory needs two or more rising noise levels, got {sigmas.tolist()[:6]}."
+        )

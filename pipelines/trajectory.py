@@ -1,0 +1,141 @@
+"""A recorded chain: the latents of one image at every noise level, and how they were made."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from torch import Tensor
+
+from .errors import PalimpsestError
+from .schedule import check_rising
+
+#: Raised when the meaning of a stored trajectory changes; older numbers stay readable for ever.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a trajectory was made.
+
+    Attributes:
+        method: Name of the coupling, for example "ddim".
+        convention: Where DDIM inversion evaluates: "destination" or "current".
+        refinement: Fixed-point iterations per level beyond the first evaluation.
+        cfg: Guidance of the inversion.
+        model: Fingerprint of the model and its patches, "" where the host has none.
+        rows: UNet rows it cost.
+    """
+
+    method: str
+    convention: str = ""
+    refinement: int = 0
+    cfg: float = 1.0
+    model: str = ""
+    rows: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The latents an inversion visited, from clean to noisy.
+
+    Immutable: a host hands the same object to every later run.
+
+    Attributes:
+        latents: [N+1, B, C, ...] float32 in x = x0 + sigma * noise; `latents[0]` is the image.
+        sigmas: [N+1] float64 on the CPU, strictly rising.
+        origin: [B, C, ...] the image as the host handed it in, in the host's own scaling: what an
+            unedited result returns bit for bit.
+        recipe: How it was made.
+    """
+
+    latents: Tensor
+    sigmas: Tensor
+    origin: Tensor
+    recipe: Recipe
+
+    def __post_init__(self) -> None:
+        check_rising(self.sigmas)
+        if len(self.latents) != len(self.sigmas):
+            raise PalimpsestError(
+                f"A trajectory needs one latent per noise level, got {len(self.latents)} latents "
+                f"for {len(self.sigmas)} levels."
+            )
+        if self.origin.shape != self.latents.shape[1:]:
+            raise PalimpsestError(
+                f"The trajectory's image is {tuple(self.origin.shape)}, but its latents are "
+                f"{tuple(self.latents.shape[1:])}: they must be of one size."
+            )
+
+    @property
+    def steps(self) -> int:
+        """Number of steps between its levels."""
+        return len(self.sigmas) - 1
+
+    @property
+    def start(self) -> Tensor:
+        """[B, C, ...] the noisiest latent: where an edit begins."""
+        return self.latents[-1]
+
+    @property
+    def falling_sigmas(self) -> Tensor:
+        """[N+1] float32 levels in the order in which a sampler walks them."""
+        return self.sigmas.flip(0).float()
+
+
+def to_tensors(trajectory: Trajectory) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the text of a trajectory file; a host writes them."""
+    tensors = {
+        "latents": trajectory.latents.contiguous(),
+        "sigmas": trajectory.sigmas.contiguous(),
+        "origin": trajectory.origin.contiguous(),
+    }
+    about = {"palimpsest_trajectory": str(FORMAT), "recipe": json.dumps(asdict(trajectory.recipe))}
+    return tensors, about
+
+
+def from_tensors(
+    tensors: Mapping[str, Tensor], about: Mapping[str, str], *, name: str
+) -> Trajectory:
+    """Read back what `to_tensors` gave.
+
+    Args:
+        tensors: The file's tensors.
+        about: The file's text.
+        name: What the file is called, for messages.
+
+    Raises:
+        PalimpsestError: If it is no trajectory, of a newer format, or damaged.
+    """
+    version = about.get("palimpsest_trajectory")
+    if version is None:
+        raise PalimpsestError(
+            f"{name} is not a trajectory: choose a file written by Save Trajectory."
+        )
+    if not version.isdigit() or not 1 <= int(version) <= FORMAT:
+        raise PalimpsestError(
+            f"{name} is of trajectory format {version}, this version reads 1 to {FORMAT}: "
+            "update ComfyUI-Palimpsest."
+        )
+    missing = {"latents", "sigmas", "origin"} - tensors.keys()
+    if missing:
+        raise PalimpsestError(
+            f"{name} is damaged: it lacks {', '.join(sorted(missing))}. Save the trajectory again."
+        )
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise PalimpsestError(f"{name} is damaged: it holds NaN. Save the trajectory again.")
+    return Trajectory(
+        tensors["latents"], tensors["sigmas"], tensors["origin"], _recipe(about, name)
+    )
+
+
+def _recipe(about: Mapping[str, str], name: str) -> Recipe:
+    """The recipe of a file; fields that a later version added are left out."""
+    try:
+        stored = json.loads(about["recipe"])
+        known = {field.name for field in fields(Recipe)}
+        return Recipe(**{key: value for key, value in stored.items() if key in known})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PalimpsestError(
+            f"{name} is damaged: its recipe cannot be read. Save the trajectory again."
+        ) from error
