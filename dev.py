@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parent
 DEV = ROOT / ".dev"
 VENV = DEV / "venv"
 STAMP = VENV / "installed.sha256"  # what a completed installation installed
+UNFINISHED = DEV / "unfinished"  # there while the environment is being changed
 PACK = "comfyui-palimpsest"
 GROUPS = ("unit", "host", "server", "browser")
 
@@ -117,21 +118,14 @@ def python() -> Path:
 
 
 def make_environment() -> None:
-    """Bring .dev/ to what the pins ask for; whatever an interruption left is done again."""
+    """Bring .dev/ to what the pins ask for; what was interrupted is done again from its start."""
     DEV.mkdir(exist_ok=True)
-    if not has_pip():
+    if UNFINISHED.exists() or not python().exists():
+        UNFINISHED.touch()
         make_venv()
     if "COMFYUI_PATH" not in os.environ:
         unpack_comfy()
     install_packages()
-
-
-def has_pip() -> bool:
-    """Whether the environment is there; an installation that was completed proves it quickly."""
-    if not python().exists():
-        return False
-    ask = [python(), "-m", "pip", "--version"]
-    return STAMP.exists() or run(ask, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
 
 
 def make_venv() -> None:
@@ -149,8 +143,11 @@ def make_venv() -> None:
 
 
 def pip(*arguments: object) -> None:
-    """Run the environment's pip."""
-    if run([python(), "-m", "pip", *arguments]):
+    """Run the environment's pip; an installation that is killed amid its work is not trusted."""
+    UNFINISHED.touch()
+    status = run([python(), "-m", "pip", *arguments])
+    UNFINISHED.unlink()
+    if status:
         raise DevError("pip failed; see above. Run the command again when the cause is gone.")
 
 
@@ -352,6 +349,7 @@ def demo() -> int:
     folder = DEV / "demo"
     folder.mkdir(exist_ok=True)
     log = folder / "server.log"
+    print(f"Starting ComfyUI; its log is {log}", flush=True)
     with serve(DEV / "comfy", log) as (url, _):
         status = run([python(), ROOT / "demo" / "run.py", url, folder])
     if status:
