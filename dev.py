@@ -290,7 +290,8 @@ def log_tail(log: Path | None, lines: int = 30) -> str:
     """The last lines of a server's log, and where the rest is."""
     if log is None or not log.exists():
         return ""
-    tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    text = re.sub(r"\x1b\[\d*m", "", log.read_text(encoding="utf-8", errors="replace"))
+    tail = text.splitlines()[-lines:]
     return "\n".join([f"The end of {log}:", *(f"    {line}" for line in tail)])
 
 

@@ -39,7 +39,7 @@ async def follow(url: str, prompt: dict) -> AsyncIterator[tuple[str, dict]]:
     async with session, session.ws_connect(f"/ws?clientId={client}", max_msg_size=0) as socket:
         answer = await session.post("/prompt", json={"prompt": prompt, "client_id": client})
         if answer.status != 200:
-            raise DemoError(f"The server refused the workflow: {await answer.text()}")
+            raise DemoError(f"The server refused the workflow. {refusal(await answer.json())}")
         queued = await answer.json()
         yield "queued", queued
         async for message in socket:
@@ -55,6 +55,15 @@ async def follow(url: str, prompt: dict) -> AsyncIterator[tuple[str, dict]]:
     raise DemoError("The server ended the connection before the workflow was done.")
 
 
+def refusal(answer: dict) -> str:
+    """What the server says against a prompt, node by node."""
+    said = [answer["error"]["message"]]
+    for node, about in answer["node_errors"].items():
+        faults = "; ".join(f"{e['message']} ({e['details']})" for e in about["errors"])
+        said.append(f"{about['class_type']} ({node}): {faults}")
+    return "\n    ".join(said)
+
+
 class Bars:
     """A progress bar for every node that has more than one step to tell of."""
 
@@ -65,14 +74,19 @@ class Bars:
     def show(self, nodes: dict[str, dict]) -> None:
         for node, state in nodes.items():
             if state["max"] > 1:
-                bar = self.bars.get(node) or self.bars.setdefault(node, self.new_bar(node))
-                bar.total = state["max"]
-                bar.update(state["value"] - bar.n)
+                if node not in self.bars:
+                    self.bars[node] = self.new_bar(node)
+                bar = self.bars[node]
+                bar.total = int(state["max"])
+                bar.update(int(state["value"]) - bar.n)
+                if state["state"] == "finished":
+                    bar.close()
 
     def new_bar(self, node: str) -> tqdm:
         about = self.prompt[node.split(".")[0]]
         title = about.get("_meta", {}).get("title") or about["class_type"]
-        return tqdm(desc=f"{title:24.24}", unit="step", position=len(self.bars), mininterval=0.5)
+        looks = "{desc} {bar:30} {n_fmt:>4} of {total_fmt}  {elapsed}"
+        return tqdm(desc=f"{title:28.28}", total=1, bar_format=looks, position=len(self.bars))
 
     def close(self) -> None:
         for bar in self.bars.values():
