@@ -3,3 +3,25 @@
 from palimpsest.dev import use_comfy
 
 use_comfy()
+
+import pytest
+from palimpsest.tests.host import tiny
+
+
+def _folder(make, tmp_path_factory):
+    return make(tmp_path_factory.mktemp("models") / make.__name__.removeprefix("make_"))
+
+
+@pytest.fixture(scope="session")
+def sd1_folder(tmp_path_factory):
+    return _folder(tiny.make_sd1, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def sd2_folder(tmp_path_factory):
+    return _folder(tiny.make_sd2, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory):
+    return _folder(tiny.make_sdxl, tmp_path_factory)

@@ -1,0 +1,1 @@
+"""The two worlds that can run a pipeline: ComfyUI, and diffusers without it."""
