@@ -83,12 +83,14 @@ class FolderLatents(comfy.latent_formats.LatentFormat):
     """Latents scaled as a VAE's config says."""
 
     def __init__(self, config: Mapping[str, Any], *, xl: bool) -> None:
-        self.scale_factor = config.get("scaling_factor") or 1.0
+        tiny = config.get("_class_name") == "AutoencoderTiny"
+        # The default is that of the classes: the first SD 1.x folders did not write it down.
+        self.scale_factor = config.get("scaling_factor", 1.0 if tiny else 0.18215)
         self.latent_channels = config.get("latent_channels", 4)
         self.spacial_downscale_ratio = _downscale(config)
         self.mean = _per_channel(config.get("latents_mean") or config.get("shift_factor") or None)
         self.std = _per_channel(config.get("latents_std"))
-        if config.get("_class_name") == "AutoencoderKL" and self.latent_channels == 4:
+        if not tiny and self.latent_channels == 4:
             known = comfy.latent_formats.SDXL() if xl else comfy.latent_formats.SD15()
             self.latent_rgb_factors = known.latent_rgb_factors
             self.latent_rgb_factors_bias = known.latent_rgb_factors_bias

@@ -123,12 +123,18 @@ def read_weights(part: Path, stem: str) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise PalimpsestError(
+            f"The weights {path} are missing, which the index beside them names: download the "
+            "model again."
+        )
     try:
         return comfy.utils.load_torch_file(str(path))
     except (ValueError, OSError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
         raise PalimpsestError(
-            f"The weights {path} cannot be read ({str(error).splitlines()[0]}): they must be a "
-            "whole safetensors file; download it again."
+            f"The weights {path} cannot be read ({reason}): they must be a whole safetensors file; "
+            "download it again."
         ) from error
 
 

@@ -47,7 +47,7 @@ def read_schedule(folder: Path) -> NoiseSchedule:
     if prediction not in PREDICTIONS:
         raise _refusal(config, "prediction_type", prediction, PREDICTIONS)
     trained = config.get("trained_betas")
-    if trained is None and "beta_start" not in config:
+    if trained is None and None in (config.get("beta_start"), config.get("beta_end")):
         raise PalimpsestError(
             f"The scheduler of this folder is a {config.get('_class_name')} without betas: it must "
             "be one of DDIM's kind with beta_start and beta_end; choose a model that was trained "

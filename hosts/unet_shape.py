@@ -43,10 +43,26 @@ FIXED = {
     "timestep_post_act": None,
 }
 
+#: diffusers' defaults of the keys read here, for configs that leave them out.
+DEFAULTS = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "transformer_layers_per_block": 1,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 1280,
+}
+
 #: Block types that ComfyUI's UNetModel has; True for those with attention.
 DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
 UP_BLOCKS = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
-MIDDLE_BLOCKS = {None: False, "UNetMidBlock2DCrossAttn": True}
+
+#: ComfyUI's "depth" of a middle without attention: no block at all, one residual block.
+BARE_MIDDLES = {None: -2, "UNetMidBlock2D": -1}
 
 #: SDXL tells the UNet six numbers: original size, crop corner and target size.
 TIME_IDS = 6
@@ -82,7 +98,7 @@ def read_shape(folder: Path) -> UNetShape:
     Raises:
         PalimpsestError: If it has a variation that ComfyUI's UNetModel has not.
     """
-    config = read_json(folder / "unet" / "config.json")
+    config = DEFAULTS | read_json(folder / "unet" / "config.json")
     require("unet", config, FIXED)
     widths = config["block_out_channels"]
     layers = _every_level(config, "layers_per_block", widths)
@@ -100,8 +116,8 @@ def read_shape(folder: Path) -> UNetShape:
     careful = bool(config.get("upcast_attention")) or (linear and not text_time)
     unet_config = {
         "image_size": 32,
-        "in_channels": config.get("in_channels", 4),
-        "out_channels": config.get("out_channels", 4),
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_channels"],
         "model_channels": widths[0],
         "channel_mult": multipliers(widths),
         "num_res_blocks": layers,
@@ -110,6 +126,7 @@ def read_shape(folder: Path) -> UNetShape:
         "context_dim": context[0],
         "adm_in_channels": config["projection_class_embeddings_input_dim"] if text_time else None,
         "num_classes": "sequential" if text_time else None,
+        "use_temporal_attention": False,
         "legacy": False,
         "use_checkpoint": False,
         "attn_precision": torch.float32 if careful else None,
@@ -145,23 +162,23 @@ def _heads_config(heads: Sequence[int], widths: Sequence[int]) -> dict[str, int]
 def _transformer_depths(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """How many transformer blocks follow each residual block."""
     levels = len(config["block_out_channels"])
-    depth = config.get("transformer_layers_per_block") or 1
+    depth = config["transformer_layers_per_block"]
     down: list[Depths] = depth if isinstance(depth, list) else [depth] * levels
     up: list[Depths] = config.get("reverse_transformer_layers_per_block") or down[::-1]
     entering = _depths(config, "down_block_types", DOWN_BLOCKS, down, layers)
     leaving = _depths(config, "up_block_types", UP_BLOCKS, up, layers + 1)
-    middle = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
-    if middle not in MIDDLE_BLOCKS:
-        raise _refusal("mid_block_type", middle, "UNetMidBlock2DCrossAttn")
-    innermost = down[-1]
+    kind, innermost = config["mid_block_type"], down[-1]
+    if kind in BARE_MIDDLES:
+        middle = BARE_MIDDLES[kind]
+    elif kind == DEFAULTS["mid_block_type"]:
+        middle = innermost if isinstance(innermost, int) else innermost[0]
+    else:
+        raise _refusal("mid_block_type", kind, DEFAULTS["mid_block_type"])
     return {
         "transformer_depth": entering,
+        "transformer_depth_middle": middle,
         # ComfyUI takes them from the end of the list as it climbs.
         "transformer_depth_output": leaving[::-1],
-        # -2 stands for no middle block at all.
-        "transformer_depth_middle": -2
-        if middle is None
-        else (innermost if isinstance(innermost, int) else innermost[0]),
     }
 
 
