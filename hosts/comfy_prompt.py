@@ -61,7 +61,13 @@ def prompt_tokens(clip: comfy.sd.CLIP, text: str) -> PromptTokens:
     Raises:
         PalimpsestError: If the CLIP is of another kind, or its tokens cannot be told apart.
     """
-    chunks_of = clip.tokenize(text, return_word_ids=True)
+    try:
+        chunks_of = clip.tokenize(text, return_word_ids=True)
+    except IndexError as error:  # all that core says of it
+        raise PalimpsestError(
+            f"ComfyUI cannot read the prompt {text!r}: every `embedding:` in it must be followed "
+            "by a name; add it, or leave the mark out."
+        ) from error
     if not chunks_of.keys() <= set(ENCODERS):
         raise PalimpsestError(
             f"The CLIP reads with {', '.join(chunks_of)}: words can be told apart only in the CLIP "

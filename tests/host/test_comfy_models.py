@@ -9,6 +9,7 @@ import comfy.samplers
 import comfy.sd
 import pytest
 import torch
+from comfy.cli_args import args
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from palimpsest.hosts.comfy_models import load_folder
 from palimpsest.hosts.comfy_unet import load_unet
@@ -118,6 +119,18 @@ def test_the_model_is_native(folder):
     assert loaded.model.load_device == comfy.model_management.get_torch_device()
     assert type(loaded.clip) is comfy.sd.CLIP
     assert type(loaded.vae) is comfy.sd.VAE
+
+
+def test_cores_flags_choose_the_precision(folder, monkeypatch):
+    monkeypatch.setattr(args, "bf16_unet", True)
+    monkeypatch.setattr(args, "fp32_text_enc", True)
+    loaded = load_folder(folder)
+    assert loaded.model.model.get_dtype() == torch.bfloat16
+    assert loaded.clip.cond_stage_model.dtypes == {torch.float32}
+    x, _, context, pooled = unet_inputs(folder)
+    added = {} if pooled is None else {"y": loaded.model.model.encode_adm(pooled_output=pooled)}
+    denoised = loaded.model.model.apply_model(x, torch.ones(2), c_crossattn=context, **added)
+    assert denoised.dtype == torch.float32
 
 
 def test_a_copy_with_weights_of_its_own_can_be_made(folder):

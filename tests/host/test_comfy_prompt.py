@@ -98,6 +98,16 @@ def test_weights_do_not_break_the_alignment(clip, written, read):
     assert positions == list(range(1, prompt.length - 1))
 
 
+@pytest.mark.parametrize(
+    "text", ["café 猫🐈 naïve", "don't 50% #a_b", "a\u00a0cat\u3000x", "-- ... 's"]
+)
+def test_words_of_any_script_are_told_apart(clip, text):
+    prompt = prompt_tokens(clip, text)
+    assert [word.text for word in prompt.words] == text.split()
+    positions = [p for word in prompt.words for p in word.positions]
+    assert positions == list(range(1, prompt.length - 1))
+
+
 def test_punctuation_belongs_to_its_word(clip):
     assert words(clip, "a cat, on") == [("a", (1,)), ("cat,", (2, 3)), ("on", (4,))]
 
@@ -182,6 +192,11 @@ def test_an_embedding_for_another_model_is_refused(sd1_clip, embeddings):
 
 
 # --- what cannot be read
+
+
+def test_an_embedding_without_a_name_is_refused(sd1_clip, embeddings):
+    with pytest.raises(PalimpsestError, match="must be followed by a name"):
+        prompt_tokens(sd1_clip, "a cat embedding:")
 
 
 def test_a_clip_of_another_kind_is_refused(sd1_clip):
