@@ -28,6 +28,7 @@ from .denoiser import Denoiser, noise_of
 from .errors import PalimpsestError
 from .schedule import Scale, check_rising
 from .solvers import fixed_point
+from .trajectory import line_end
 
 Convention = Literal["destination", "current"]
 
@@ -83,7 +84,7 @@ def ddim(
             )
         latents.append(x_next)
         if on_step:
-            on_step(i + 1, x_next, _denoised(x, x_next, sigma, sigma_next))
+            on_step(i + 1, x_next, line_end(x, x_next, sigma, sigma_next))
     return torch.stack(latents)
 
 
@@ -96,8 +97,3 @@ def _step_up(
         return x + (sigma_next - sigma) * noise_of(x_next, denoise(x_next, sigma_next), sigma_next)
 
     return leap
-
-
-def _denoised(x: Tensor, x_next: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """The clean latent on the line through two neighbours of a chain."""
-    return x - sigma * (x_next - x) / (sigma_next - sigma)

@@ -25,6 +25,8 @@ class Recipe:
         cfg: Guidance of the inversion.
         model: Fingerprint of the model and its patches, "" where the host has none.
         rows: UNet rows it cost.
+        latent_slope: Per channel, the host's own latents over ours; empty where they are the same.
+        latent_offset: Per channel, what the host's own latents have added to that.
     """
 
     method: str
@@ -33,6 +35,8 @@ class Recipe:
     cfg: float = 1.0
     model: str = ""
     rows: int = 0
+    latent_slope: tuple[float, ...] = ()
+    latent_offset: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +85,44 @@ class Trajectory:
     def falling_sigmas(self) -> Tensor:
         """[N+1] float32 levels in the order in which a sampler walks them."""
         return self.sigmas.flip(0).float()
+
+    def in_host_scale(self, latents: Tensor) -> Tensor:
+        """Latents [..., C, h, w] of this chain in the scaling that the host's wires have."""
+        if not self.recipe.latent_slope:
+            return latents
+        slope, offset = (
+            torch.tensor(numbers, dtype=latents.dtype, device=latents.device).view(-1, 1, 1)
+            for numbers in (self.recipe.latent_slope, self.recipe.latent_offset)
+        )
+        return latents * slope + offset
+
+    def clean_estimates(self, count: int) -> tuple[list[float], Tensor]:
+        """Denoised guesses along an ODE chain, without running the model.
+
+        Args:
+            count: How many, evenly spread over the levels, from noisy to clean.
+
+        Returns:
+            The sigmas, and [count, B, C, ...] guesses; the last is the image itself.
+        """
+        levels = torch.linspace(self.steps, 0, min(count, self.steps + 1)).round().long().tolist()
+        guesses = [
+            self.latents[0]
+            if level == 0
+            else line_end(
+                self.latents[level - 1],
+                self.latents[level],
+                self.sigmas[level - 1],
+                self.sigmas[level],
+            )
+            for level in levels
+        ]
+        return [float(self.sigmas[level]) for level in levels], torch.stack(guesses)
+
+
+def line_end(x: Tensor, x_next: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """The clean latent on the line through two neighbours of an ODE chain."""
+    return x - sigma * (x_next - x) / (sigma_next - sigma)
 
 
 def to_tensors(trajectory: Trajectory) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -134,7 +176,8 @@ def _recipe(about: Mapping[str, str], name: str) -> Recipe:
     try:
         stored = json.loads(about["recipe"])
         known = {field.name for field in fields(Recipe)}
-        return Recipe(**{key: value for key, value in stored.items() if key in known})
+        lists = {key: tuple(v) for key, v in stored.items() if isinstance(v, list)}
+        return Recipe(**{key: v for key, v in (stored | lists).items() if key in known})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PalimpsestError(
             f"{name} is damaged: its recipe cannot be read. Save the trajectory again."

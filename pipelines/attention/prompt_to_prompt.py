@@ -16,6 +16,7 @@ References:
         arXiv:2208.01626, section 3.2 (Replace, Refine, Re-weight)
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..errors import PalimpsestError
 from .bank import QKV, Site
 from .tokens import Alignment, PromptTokens, positions_of, refine_tokens, replace_words
 
@@ -168,3 +170,27 @@ def rewrite_prompt(
         cross_windows(count, cross_window, windows),
         self_window,
     )
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Word weights from lines `word: factor`.
+
+    Raises:
+        PalimpsestError: If a line has no colon, no word or no number.
+    """
+    weights = {}
+    for line in text.splitlines():
+        if not line.strip():
+            continue
+        word, _, factor = line.rpartition(":")
+        try:
+            value = float(factor)
+        except ValueError:
+            value = math.nan
+        if not word.strip() or not math.isfinite(value):
+            raise PalimpsestError(
+                f"The word weights have the line {line.strip()!r}, a line must be "
+                "`word: factor` with a number, for example `blue: 2`."
+            )
+        weights[word.strip()] = value
+    return weights

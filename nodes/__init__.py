@@ -1,0 +1,13 @@
+"""The pack's nodes, one module per menu group."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import control, edit, invert, load, trajectory
+
+
+class PalimpsestExtension(ComfyExtension):
+    """What ComfyUI asks for the nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """All nodes, in menu order."""
+        return [*load.NODES, *invert.NODES, *control.NODES, *edit.NODES, *trajectory.NODES]

@@ -1,0 +1,106 @@
+"""Nodes that make an attention control."""
+
+from comfy_api.latest import io
+
+from ..hosts.comfy_editing import BoundControl
+from ..hosts.comfy_prompt import prompt_tokens
+from ..pipelines.attention.prompt_to_prompt import parse_weights, rewrite_prompt
+from .wires import Control
+
+
+class PromptToPrompt(io.ComfyNode):
+    """Prompt-to-Prompt: rewrite words, keep the layout."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestPromptToPrompt",
+            display_name="Prompt-to-Prompt",
+            category="palimpsest/control",
+            description="Rewrites words of a prompt so that the picture keeps its layout: the "
+            "words that stay look where they looked before. Gives the control and both "
+            "conditionings to Edit.",
+            search_aliases=[
+                "p2p",
+                "prompt to prompt",
+                "attention control",
+                "word swap",
+                "cross attention control",
+                "real image editing",
+            ],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder of the model."),
+                io.String.Input(
+                    "source",
+                    multiline=True,
+                    default="a red heart on grass",
+                    tooltip="What the picture shows now; the same text as for Invert.",
+                ),
+                io.String.Input(
+                    "target",
+                    multiline=True,
+                    default="a blue heart on grass",
+                    tooltip="What it shall show. Change as few words as you can.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=["auto", "replace", "refine"],
+                    default="auto",
+                    tooltip="replace: word by word, for prompts of equally many words. refine: new "
+                    "words are added or left out. auto: replace where it can.",
+                ),
+                io.Float.Input(
+                    "cross_window",
+                    default=0.4,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="For this part of the steps words look where they looked in the "
+                    "source: higher keeps more of the layout.",
+                ),
+                io.Float.Input(
+                    "self_window",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="For this part of the steps shapes are kept. Lower it to let a shape "
+                    "change.",
+                ),
+                io.String.Input(
+                    "weights",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="Strength of single words of the target, one `word: factor` per line, "
+                    "for example `blue: 2`. They act during the cross window.",
+                ),
+            ],
+            outputs=[
+                Control.Output(display_name="control", tooltip="For Edit's control input."),
+                io.Conditioning.Output(
+                    display_name="source", tooltip="For Invert's positive and Edit's source."
+                ),
+                io.Conditioning.Output(display_name="target", tooltip="For Edit's target."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, clip, source, target, mode, cross_window, self_window, weights=""
+    ) -> io.NodeOutput:
+        control = rewrite_prompt(
+            prompt_tokens(clip, source),
+            prompt_tokens(clip, target),
+            mode=mode,
+            cross_window=(0.0, cross_window),
+            self_window=(0.0, self_window),
+            weights=parse_weights(weights),
+        )
+        before, after = (
+            clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (source, target)
+        )
+        return io.NodeOutput(BoundControl(control, before[0][0], after[0][0]), before, after)
+
+
+NODES = [PromptToPrompt]

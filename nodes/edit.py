@@ -1,0 +1,192 @@
+"""Nodes that edit a picture along its trajectory."""
+
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..hosts.comfy_editing import EditRequest, edit, reconstruction_text
+from ..hosts.comfy_graph import is_wired
+from ..hosts.comfy_guider import EditGuider
+from ..pipelines.editing import ADD_SOURCE, UNCORRECTED, Correction
+from .wires import Control, Trajectory, report
+
+CATEGORY = "palimpsest/edit"
+RECONSTRUCTION = 1
+
+
+def _inputs(corrections: list[str]) -> list[io.Input]:
+    """What Edit and Edit Guider have in common."""
+    return [
+        io.Model.Input("model", tooltip="The model that inverted the picture."),
+        Trajectory.Input("trajectory", tooltip="From Invert: the picture at every stage."),
+        io.Conditioning.Input("source", tooltip="What the picture shows now, as for Invert."),
+        io.Conditioning.Input("target", tooltip="What the picture shall show."),
+        io.Conditioning.Input("negative", tooltip="What to avoid; an empty prompt is usual."),
+        io.Float.Input(
+            "cfg",
+            default=7.5,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            tooltip="How strongly the target prompt is followed.",
+        ),
+        io.Combo.Input(
+            "correction",
+            options=corrections,
+            tooltip="direct inversion keeps the source exact while the target is edited; none "
+            "lets it drift, as plain DDIM inversion does"
+            + ("; add source also ties the target to it." if len(corrections) > 2 else "."),
+        ),
+        Control.Input(
+            "control",
+            optional=True,
+            tooltip="From Prompt-to-Prompt: keeps the layout. Without it only the prompt changes.",
+        ),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="White where the picture may change; outside it every pixel of the latent "
+            "stays as it was.",
+        ),
+    ]
+
+
+class Edit(io.ComfyNode):
+    """The edit loop of Direct Inversion."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestEdit",
+            display_name="Edit",
+            category=CATEGORY,
+            description="Paints the picture again along its trajectory with another prompt, and "
+            "keeps what the prompt does not touch.",
+            search_aliases=[
+                "direct inversion",
+                "pnp inversion",
+                "prompt to prompt",
+                "real image editing",
+                "image edit",
+                "resample",
+            ],
+            inputs=[
+                *_inputs(["direct inversion", "none", "add source"]),
+                io.Float.Input(
+                    "scale",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="Direct inversion only: which part of the source's error is corrected.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "interval",
+                    default=1,
+                    min=1,
+                    max=1000,
+                    tooltip="Direct inversion only: correct every how many steps.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The edited picture."),
+                io.Latent.Output(
+                    display_name="reconstruction",
+                    tooltip="The source as the edit saw it: exact under direct inversion, drifted "
+                    "under none. Costs extra rows only where it drifts and is connected.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_inputs) -> bool:
+        # Connecting the reconstruction later must run the node again.
+        return is_wired(cls.hidden.unique_id, RECONSTRUCTION)
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        trajectory,
+        source,
+        target,
+        negative,
+        cfg,
+        correction,
+        scale,
+        interval,
+        control=None,
+        mask=None,
+    ) -> io.NodeOutput:
+        request = EditRequest(
+            model,
+            trajectory,
+            source,
+            target,
+            negative,
+            cfg,
+            control,
+            mask,
+            _correction(correction, scale, interval),
+            keep_source=is_wired(cls.hidden.unique_id, RECONSTRUCTION),
+        )
+        latent, kept, spent = edit(request)
+        text = f"{spent.rows} UNet rows, {spent.seconds:.1f} s"
+        text += f"\nreconstruction: {reconstruction_text(kept, trajectory.origin)}"
+        blocked = ExecutionBlocker(None) if kept is None else {"samples": kept}
+        return io.NodeOutput({"samples": latent}, blocked, ui=report(spent, text))
+
+
+class EditGuiderNode(io.ComfyNode):
+    """The same edit for core's samplers."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestEditGuider",
+            display_name="Edit Guider",
+            category=CATEGORY,
+            description="Edit as a guider for SamplerCustomAdvanced, with sampler euler, the "
+            "sigmas of Invert, and its noise (or its latent with noise disabled).",
+            search_aliases=["direct inversion", "guider", "prompt to prompt", "custom sampling"],
+            inputs=_inputs(["direct inversion", "none"]),
+            outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        trajectory,
+        source,
+        target,
+        negative,
+        cfg,
+        correction,
+        control=None,
+        mask=None,
+    ) -> io.NodeOutput:
+        request = EditRequest(
+            model,
+            trajectory,
+            source,
+            target,
+            negative,
+            cfg,
+            control,
+            mask,
+            _correction(correction, 1.0, 1),
+        )
+        return io.NodeOutput(EditGuider(request))
+
+
+def _correction(name: str, scale: float, interval: int) -> Correction:
+    if name == "none":
+        return UNCORRECTED
+    return ADD_SOURCE if name == "add source" else Correction(scale, interval)
+
+
+NODES = [Edit, EditGuiderNode]

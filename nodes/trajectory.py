@@ -1,0 +1,183 @@
+"""Nodes that look at trajectories, keep them, and turn them into latents and back."""
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..hosts.comfy_trajectory import (
+    load_trajectory,
+    save_trajectory,
+    trajectory_files,
+    trajectory_from_latents,
+    trajectory_path,
+)
+from ..pipelines.errors import PalimpsestError
+from .wires import Trajectory
+
+CATEGORY = "palimpsest/trajectory"
+
+
+class PreviewTrajectory(io.ComfyNode):
+    """A filmstrip of what the model guessed at every stage."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestPreviewTrajectory",
+            display_name="Preview Trajectory",
+            category=CATEGORY,
+            description="Shows the picture that the model saw at stages of the inversion, from "
+            "noise on the left to the picture itself on the right. Runs no model but the VAE.",
+            search_aliases=["filmstrip", "inspect inversion", "x0 preview"],
+            inputs=[
+                Trajectory.Input("trajectory", tooltip="From Invert."),
+                io.Vae.Input("vae", tooltip="The VAE of the model."),
+                io.Int.Input(
+                    "frames", default=8, min=2, max=64, tooltip="How many stages to show."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="filmstrip", tooltip="The stages side by side, one row a picture."
+                )
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, trajectory, vae, frames) -> io.NodeOutput:
+        _, guesses = trajectory.clean_estimates(frames)
+        pictures = [vae.decode(trajectory.in_host_scale(guess)) for guess in guesses]
+        strip = torch.cat(pictures, dim=2)
+        return io.NodeOutput(strip, ui=ui.PreviewImage(strip, cls=cls))
+
+
+class TrajectoryToLatents(io.ComfyNode):
+    """All stages as one LATENT batch."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestTrajectoryToLatents",
+            display_name="Trajectory to Latents",
+            category=CATEGORY,
+            description="Gives all stages of a trajectory as one latent batch, the clean picture "
+            "first, for any node that takes latents.",
+            search_aliases=["latent batch", "noisy latents"],
+            inputs=[Trajectory.Input("trajectory", tooltip="From Invert.")],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latents", tooltip="Stage by stage, the clean picture first."
+                ),
+                io.Sigmas.Output(display_name="sigmas", tooltip="The stages' noise levels."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, trajectory) -> io.NodeOutput:
+        levels = trajectory.in_host_scale(trajectory.latents).flatten(0, 1)
+        levels[: len(trajectory.origin)] = trajectory.origin
+        return io.NodeOutput({"samples": levels}, trajectory.falling_sigmas)
+
+
+class LatentsToTrajectory(io.ComfyNode):
+    """A LATENT batch of all stages as a trajectory."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestLatentsToTrajectory",
+            display_name="Latents to Trajectory",
+            category=CATEGORY,
+            description="Makes a trajectory from a latent batch that holds all stages, the clean "
+            "picture first: the way back from Trajectory to Latents.",
+            search_aliases=["latent batch", "trajectory from latents"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the latents are for."),
+                io.Latent.Input("latents", tooltip="Stage by stage, the clean picture first."),
+                io.Sigmas.Input("sigmas", tooltip="The stages' noise levels, falling to 0."),
+            ],
+            outputs=[Trajectory.Output(display_name="trajectory", tooltip="For Edit.")],
+        )
+
+    @classmethod
+    def execute(cls, model, latents, sigmas) -> io.NodeOutput:
+        return io.NodeOutput(trajectory_from_latents(model, latents["samples"], sigmas))
+
+
+class SaveTrajectory(io.ComfyNode):
+    """A trajectory as a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestSaveTrajectory",
+            display_name="Save Trajectory",
+            category=CATEGORY,
+            description="Saves a trajectory as a safetensors file in ComfyUI's output folder, "
+            "under a new number each time.",
+            search_aliases=["export trajectory", "save latents"],
+            inputs=[
+                Trajectory.Input("trajectory", tooltip="From Invert."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="trajectories/palimpsest",
+                    tooltip="Name, with folders if you like, inside the output folder.",
+                ),
+            ],
+            outputs=[],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, trajectory, filename_prefix) -> io.NodeOutput:
+        path = save_trajectory(trajectory, filename_prefix)
+        return io.NodeOutput(ui={"palimpsest_text": [f"saved as {path.name}"]})
+
+
+class LoadTrajectory(io.ComfyNode):
+    """A trajectory from a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestLoadTrajectory",
+            display_name="Load Trajectory",
+            category=CATEGORY,
+            description="Loads a trajectory that Save Trajectory wrote.",
+            search_aliases=["import trajectory", "load latents"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=trajectory_files(),
+                    tooltip="A file in ComfyUI's input or output folder; Upload adds one.",
+                    extra_dict={"palimpsest_upload": ".safetensors"},
+                )
+            ],
+            outputs=[Trajectory.Output(display_name="trajectory", tooltip="For Edit.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file) -> bool | str:
+        try:
+            trajectory_path(file)
+        except PalimpsestError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file) -> str:
+        stat = trajectory_path(file).stat()
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        return io.NodeOutput(load_trajectory(file))
+
+
+NODES = [
+    PreviewTrajectory,
+    TrajectoryToLatents,
+    LatentsToTrajectory,
+    SaveTrajectory,
+    LoadTrajectory,
+]

@@ -1,0 +1,120 @@
+"""The same edit in both hosts, from one model folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from palimpsest.hosts import diffusers as diffusers_host
+from palimpsest.hosts.comfy_editing import BoundControl, EditRequest, edit, invert
+from palimpsest.hosts.comfy_prompt import prompt_tokens
+from palimpsest.hosts.comfy_trajectory import schedule
+from palimpsest.pipelines.attention.bank import Bank
+from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
+from palimpsest.pipelines.couplings import ddim
+from palimpsest.pipelines.denoiser import RowCount
+from palimpsest.pipelines.editing import DIRECT_INVERSION, Branches, Correction, Edit
+from palimpsest.pipelines.schedule import vp_scale
+from palimpsest.pipelines.trajectory import Recipe, Trajectory
+
+SOURCE, TARGET = "a red heart on grass", "a blue heart on grass"
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """One edit, said once for both hosts."""
+
+    latent: torch.Tensor  # LATENT samples
+    steps: int = 4
+    strength: float = (
+        0.5  # random weights are chaotic at pure noise: rounding grows 2000 times there
+    )
+    cfg: float = 3.0
+    source: str = SOURCE
+    target: str = TARGET
+    correction: Correction = DIRECT_INVERSION
+    mask: torch.Tensor | None = None
+    keep_source: bool = True
+    control: bool = True
+
+
+def words(tokens, target):
+    return rewrite_prompt(tokens, target, cross_window=(0, 0.6), self_window=(0, 0.5))
+
+
+def encode(clip, text):
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def request(loaded, setting, sigmas=None, model=None):
+    """Invert in ComfyUI and make the edit's request; also the inversion's cost."""
+    model = model or loaded.model
+    source, target, empty = (encode(loaded.clip, t) for t in (setting.source, setting.target, ""))
+    sigmas = (
+        schedule(model, "simple", setting.steps, setting.strength) if sigmas is None else sigmas
+    )
+    trajectory, spent = invert(
+        model,
+        source,
+        empty,
+        setting.latent,
+        sigmas,
+        cfg=1.0,
+        convention="destination",
+        refinement=0,
+    )
+    control = None
+    if setting.control:
+        tokens = [prompt_tokens(loaded.clip, t) for t in (setting.source, setting.target)]
+        control = BoundControl(words(*tokens), source[0][0], target[0][0])
+    made = EditRequest(
+        model,
+        trajectory,
+        source,
+        target,
+        empty,
+        setting.cfg,
+        control,
+        setting.mask,
+        setting.correction,
+        setting.keep_source,
+    )
+    return made, spent
+
+
+def in_comfy(loaded, setting):
+    """Edited and source LATENT samples, and the rows of inversion and edit."""
+    made, inverted = request(loaded, setting)
+    latent, source, spent = edit(made)
+    return latent, source, (inverted.rows, spent.rows)
+
+
+def in_diffusers(folder: Path, setting, sigmas, scale):
+    """The same with diffusers' network; `scale` takes LATENT samples to model scale."""
+    model = diffusers_host.load_folder(folder)
+    size = tuple(8 * n for n in setting.latent.shape[-2:])
+    source, target, empty = (
+        model.prompt(text, size=size) for text in (setting.source, setting.target, "")
+    )
+    rising, rows = sigmas.flip(0).double(), RowCount()
+    latents = ddim(
+        model.unet.denoiser(source, rows=rows), setting.latent * scale, rising, scale=vp_scale
+    )
+    inverted = rows.rows
+    trajectory = Trajectory(latents, rising, setting.latent * scale, Recipe("ddim"))
+    bank = Bank(words(source.tokens, target.tokens), trajectory.steps) if setting.control else None
+    denoiser = model.unet.denoiser
+    inject, record = (bank.inject, bank.record) if bank else (None, None)
+    branches = Branches(
+        denoiser(target, empty, cfg=setting.cfg, hook=inject, rows=rows),
+        denoiser(source, empty, cfg=setting.cfg, hook=record, rows=rows),
+        denoiser(source, hook=record, rows=rows),
+    )
+    edited = Edit(
+        trajectory,
+        branches,
+        correction=setting.correction,
+        bank=bank,
+        keep_source=setting.keep_source,
+    ).run()
+    source_row = None if edited.source is None else edited.source / scale
+    return edited.latent / scale, source_row, (inverted, rows.rows - inverted)
