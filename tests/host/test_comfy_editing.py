@@ -20,6 +20,12 @@ def relative(a, b):
     return float((a - b).norm() / b.norm())
 
 
+@pytest.fixture(autouse=True)
+def as_core_runs_nodes():
+    with torch.inference_mode():
+        yield
+
+
 @pytest.fixture(scope="session")
 def sd1(sd1_folder):
     return load_folder(sd1_folder)

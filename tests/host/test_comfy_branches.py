@@ -1,0 +1,217 @@
+"""Source and target each have their own conditioning, ControlNet included; core's samplers fit."""
+
+from dataclasses import replace
+
+import comfy.cldm.cldm
+import comfy.controlnet
+import comfy.ops
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import pytest
+import torch
+from palimpsest.hosts.comfy_editing import edit, invert
+from palimpsest.hosts.comfy_guider import EditGuider
+from palimpsest.hosts.comfy_models import load_folder
+from palimpsest.hosts.comfy_trajectory import noise_of_trajectory, schedule
+from palimpsest.pipelines.editing import UNCORRECTED, Correction
+from palimpsest.pipelines.errors import PalimpsestError
+from palimpsest.tests.host import agree
+from palimpsest.tests.host.test_comfy_editing import latent_for, relative
+
+
+@pytest.fixture(autouse=True)
+def as_core_runs_nodes():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def sd1(sd1_folder):
+    return load_folder(sd1_folder)
+
+
+@pytest.fixture(scope="module")
+def controlnet(sd1):
+    """A random ControlNet of the model's shape, loud enough to be heard."""
+    config = {k: v for k, v in sd1.model.model.model_config.unet_config.items()}
+    config.pop("out_channels")
+    network = comfy.cldm.cldm.ControlNet(
+        **config, hint_channels=3, operations=comfy.ops.disable_weight_init, device="cpu"
+    )
+    generator = torch.Generator().manual_seed(5)
+    for parameter in network.parameters():
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    return comfy.controlnet.ControlNet(
+        network.float().requires_grad_(False), load_device=torch.device("cpu")
+    )
+
+
+def with_controlnet(conditioning, controlnet):
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(6))
+    hinted = controlnet.copy().set_cond_hint(picture, 1.0, (0.0, 1.0))
+    return [
+        [embedding, {**extra, "control": hinted, "control_apply_to_uncond": True}]
+        for embedding, extra in conditioning
+    ]
+
+
+def uncorrected(sd1, **changes):
+    made, _ = agree.request(sd1, agree.Setting(latent_for(sd1), correction=UNCORRECTED))
+    return replace(made, control=None, **changes)
+
+
+def test_a_controlnet_on_the_target_leaves_the_source_alone(sd1, controlnet):
+    plain = uncorrected(sd1)
+    hinted = replace(plain, target=with_controlnet(plain.target, controlnet))
+    before, after = edit(plain), edit(hinted)
+    assert torch.equal(before[1], after[1])
+    assert relative(after[0], before[0]) > 0.01
+
+
+def test_a_controlnet_on_the_source_leaves_the_target_alone(sd1, controlnet):
+    plain = uncorrected(sd1)
+    hinted = replace(plain, source=with_controlnet(plain.source, controlnet))
+    before, after = edit(plain), edit(hinted)
+    assert torch.equal(before[0], after[0])
+    assert relative(after[1], before[1]) > 0.01
+
+
+def test_a_controlnet_between_prompt_to_prompt_and_edit_is_let_through(sd1, controlnet):
+    made, _ = agree.request(sd1, agree.Setting(latent_for(sd1)))
+    hinted = replace(made, target=with_controlnet(made.target, controlnet))
+    assert relative(edit(hinted)[0], edit(made)[0]) > 0.01
+
+
+def lora(model, strength):
+    """A random LoRA on every cross-attention's value projection."""
+    generator = torch.Generator().manual_seed(7)
+    weights = {}
+    for key, value in model.model.state_dict().items():
+        if key.endswith("attn2.to_v.weight"):
+            name = key.removeprefix("diffusion_model.").removesuffix(".weight").replace(".", "_")
+            rows, columns = value.shape
+            weights[f"lora_unet_{name}.lora_up.weight"] = torch.randn(rows, 2, generator=generator)
+            weights[f"lora_unet_{name}.lora_down.weight"] = torch.randn(
+                2, columns, generator=generator
+            )
+    patched, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0.0)
+    return patched
+
+
+def test_a_lora_takes_effect_on_inversion_and_edit(sd1):
+    setting = agree.Setting(latent_for(sd1))
+    plain, _ = agree.request(sd1, setting)
+    patched, _ = agree.request(sd1, setting, model=lora(sd1.model, 0.05))
+    assert relative(patched.trajectory.start, plain.trajectory.start) > 1e-3
+    assert relative(edit(patched)[0], edit(plain)[0]) > 1e-3
+    again, _ = agree.request(sd1, setting)
+    assert torch.equal(again.trajectory.latents, plain.trajectory.latents)
+
+
+def inverted(sd1, refinement, steps=8):
+    sigmas = schedule(sd1.model, "simple", steps, 0.5)
+    source = agree.encode(sd1.clip, agree.SOURCE)
+    trajectory, _ = invert(
+        sd1.model,
+        source,
+        source,
+        latent_for(sd1),
+        sigmas,
+        cfg=1.0,
+        convention="destination",
+        refinement=refinement,
+    )
+    return trajectory, source
+
+
+def sample(sd1, source, noise, latent, sigmas, guider=None, sampler="euler"):
+    """What SamplerCustomAdvanced does."""
+    if guider is None:
+        guider = comfy.samplers.CFGGuider(sd1.model)
+        guider.set_conds(source, source)
+        guider.set_cfg(1.0)
+    return guider.sample(noise, latent, comfy.samplers.ksampler(sampler), sigmas, seed=0)
+
+
+def test_the_inverted_latent_comes_back_through_core_euler(sd1):
+    errors = {}
+    for refinement in (0, 6):
+        trajectory, source = inverted(sd1, refinement)
+        leftover = trajectory.in_host_scale(trajectory.start)
+        back = sample(sd1, source, torch.zeros_like(leftover), leftover, trajectory.falling_sigmas)
+        errors[refinement] = relative(back, trajectory.origin)
+    assert errors[6] < 1e-3 < errors[0]
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("latent", ["empty", "the picture"])
+def test_the_noise_output_starts_core_where_the_inversion_ended(sd1, strength, latent):
+    sigmas = schedule(sd1.model, "simple", 4, strength)
+    source = agree.encode(sd1.clip, agree.SOURCE)
+    trajectory, _ = invert(
+        sd1.model,
+        source,
+        source,
+        latent_for(sd1),
+        sigmas,
+        cfg=1.0,
+        convention="current",
+        refinement=0,
+    )
+    noise = noise_of_trajectory(sd1.model, trajectory)
+    base = trajectory.origin if latent == "the picture" else torch.zeros_like(trajectory.origin)
+    first = []
+
+    def keep_first(step, denoised, x, total):
+        first.append(x) if step == 0 else None
+
+    guider = comfy.samplers.CFGGuider(sd1.model)
+    guider.set_conds(source, source)
+    guider.sample(
+        noise.generate_noise({"samples": base}),
+        base,
+        comfy.samplers.ksampler("euler"),
+        sigmas,
+        callback=keep_first,
+        seed=0,
+    )
+    assert relative(first[0], trajectory.start) < 1e-5
+
+
+@pytest.mark.parametrize("correction", [Correction(), UNCORRECTED], ids=["direct", "none"])
+def test_the_guider_walks_as_edit_does(sd1, correction):
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :40, :40] = 1
+    setting = agree.Setting(latent_for(sd1), correction=correction, mask=mask)
+    made, _ = agree.request(sd1, setting)
+    made = replace(made, keep_source=False)
+    expected, _, _ = edit(made)
+    start = made.trajectory.in_host_scale(made.trajectory.start)
+    for _ in range(2):  # core hands the same guider to every later run
+        out = sample(
+            sd1,
+            None,
+            torch.zeros_like(start),
+            start,
+            made.trajectory.falling_sigmas,
+            guider := EditGuider(made),
+        )
+        assert relative(out, expected) < 1e-4
+        assert torch.equal(out[..., 5:, :], setting.latent[..., 5:, :])
+    assert guider.walk is None
+
+
+def test_the_guider_refuses_what_it_cannot_walk(sd1):
+    made, _ = agree.request(sd1, agree.Setting(latent_for(sd1)))
+    start = made.trajectory.in_host_scale(made.trajectory.start)
+    zeros, sigmas = torch.zeros_like(start), made.trajectory.falling_sigmas
+    guider = EditGuider(made)
+    with pytest.raises(PalimpsestError, match="euler and ddim, the sampler is heun"):
+        sample(sd1, None, zeros, start, sigmas, guider, "heun")
+    with pytest.raises(PalimpsestError, match="the trajectory's own sigmas"):
+        sample(sd1, None, zeros, start, sigmas[1:], guider)
+    with pytest.raises(PalimpsestError, match="does not start where the inversion ended"):
+        sample(sd1, None, torch.randn_like(start), zeros, sigmas, guider)
+    with pytest.raises(PalimpsestError, match="Edit node for the others"):
+        EditGuider(replace(made, correction=Correction(scale=0.5)))
