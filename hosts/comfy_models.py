@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from ..pipelines.errors import PalimpsestError
 from .comfy_clip import load_clip, text_parts, text_widths
 from .comfy_unet import load_unet
-from .comfy_vae import load_vae
+from .comfy_vae import load_vae, preview_colors
 from .model_folder import read_index, read_json
 from .unet_shape import UNetShape, read_shape
 
@@ -37,7 +37,11 @@ def load_folder(folder: Path) -> LoadedModel:
     """
     read_index(folder)
     _check_parts(folder, read_shape(folder))
-    return LoadedModel(model=load_unet(folder), clip=load_clip(folder), vae=load_vae(folder))
+    loaded = LoadedModel(model=load_unet(folder), clip=load_clip(folder), vae=load_vae(folder))
+    latents = loaded.model.model.latent_format
+    if latents.latent_rgb_factors is None:
+        preview_colors(loaded.vae, latents)
+    return loaded
 
 
 def _check_parts(folder: Path, shape: UNetShape) -> None:

@@ -110,6 +110,25 @@ class FolderLatents(comfy.latent_formats.LatentFormat):
         return latent if self.mean is None else latent + self.mean.to(latent)
 
 
+def preview_colors(vae: comfy.sd.VAE, latents: FolderLatents) -> None:
+    """Give a latent format the linear colours that core previews with, read off the decoder.
+
+    Nobody publishes such colours for a small autoencoder, but it is quick to ask: plain latents of
+    one channel each are decoded, and their mean colours differenced.
+
+    Args:
+        vae: The autoencoder.
+        latents: The format of its latents; its preview colours are set.
+    """
+    channels, side = latents.latent_channels, 4
+    probes = torch.cat([torch.zeros(1, channels), torch.eye(channels), -torch.eye(channels)])
+    plain = probes[:, :, None, None].expand(-1, -1, side, side)
+    means = vae.decode(latents.process_out(plain)).mean((1, 2)) * 2 - 1  # previews are in -1..1
+    above, below = means[1:].chunk(2)
+    latents.latent_rgb_factors = ((above - below) / 2).tolist()
+    latents.latent_rgb_factors_bias = means[0].tolist()
+
+
 def _per_channel(values: float | list[float] | None) -> Tensor | None:
     return (
         None if values is None else torch.tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1)

@@ -102,9 +102,10 @@ class Edit(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **_inputs) -> bool:
-        # Connecting the reconstruction later must run the node again.
-        return is_wired(cls.hidden.unique_id, RECONSTRUCTION)
+    def fingerprint_inputs(cls, correction="none", scale=1.0, interval=1, **_others) -> bool:
+        # Connecting a reconstruction that drifts must run the node again.
+        drifts = not _correction(correction, scale, interval).on_chain
+        return drifts and is_wired(cls.hidden.unique_id, RECONSTRUCTION)
 
     @classmethod
     def execute(

@@ -78,25 +78,25 @@ class PromptToPrompt:
         """The controlled attention, as one or two fused attentions."""
         if site.kind == "self":
             return (QKV(source.q, source.k, qkv.v),)
-        from_source, from_target = self._value_maps(step, steps, qkv.v)
+        from_source, from_target = self._value_maps(step, steps)
         values = _once(qkv.v, len(self.weights))
-        terms = (QKV(source.q, _once(source.k, len(from_source)), from_source @ values),)
-        if not bool(from_target.any()):
+        terms = (QKV(source.q, _once(source.k, len(from_source)), from_source.to(values) @ values),)
+        if not bool(from_target.any()):  # asked on the CPU, where no device has to be waited for
             return terms
         tiled = from_target.repeat(qkv.v.shape[1] // len(from_target))
-        return (*terms, QKV(qkv.q, qkv.k, qkv.v * tiled[:, None]))
+        return (*terms, QKV(qkv.q, qkv.k, qkv.v * tiled[:, None].to(qkv.v)))
 
     def _self_open(self, step: int, steps: int) -> bool:
         start, end = (int(steps * bound) for bound in self.self_window)
         return start <= step < end
 
-    def _value_maps(self, step: int, steps: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """T D_s [S, N] and the diagonal of D_t [N], on the device and in the dtype of `like`."""
+    def _value_maps(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
+        """T D_s [S, N] and the diagonal of D_t [N]."""
         alpha = self.open_tokens(step, steps).to(self.weights.dtype)
         aligned = self.alignment.aligned
         from_source = self.alignment.mapping * (aligned * self.weights * alpha)
         from_target = (1 - aligned) * self.weights * alpha + (1 - alpha)
-        return from_source.to(like), from_target.to(like)
+        return from_source, from_target
 
 
 def _once(tokens: Tensor, count: int) -> Tensor:

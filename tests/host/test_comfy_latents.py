@@ -128,3 +128,17 @@ def test_the_noise_levels_are_the_schedulers(edited_folder, change):
     sampling = load_unet(folder).model.model_sampling
     assert sampling.num_timesteps == len(truth)
     assert ((sampling.sigmas - truth) / truth).abs().max() < 1e-4
+
+
+def test_a_tiny_autoencoder_gets_previews_in_the_colours_it_decodes(tiny_vae_folder):
+    loaded = load_folder(tiny_vae_folder)
+    latents = loaded.model.model.latent_format
+    factors = torch.tensor(latents.latent_rgb_factors)
+    for channel in range(4):
+        probe = torch.zeros(2, 4, 4, 4)
+        probe[0, channel], probe[1, channel] = 1, -1
+        means = 2 * loaded.vae.decode(latents.process_out(probe)).mean((1, 2)) - 1
+        assert torch.allclose((means[0] - means[1]) / 2, factors[channel], atol=1e-5)
+    plain = 2 * loaded.vae.decode(torch.zeros(1, 4, 4, 4)).mean((0, 1, 2)) - 1
+    assert torch.allclose(plain, torch.tensor(latents.latent_rgb_factors_bias), atol=1e-5)
+    assert factors.abs().max() > 1e-3
