@@ -1,0 +1,150 @@
+"""Trains the demo model from nothing: `python dev.py train`.
+
+The autoencoder comes first, to its full quality; then the latents of the whole pool are computed
+once; then UNet and text encoder are trained together. Every stage saves what resuming needs.
+"""
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from .model_files import (
+    WEIGHTS,
+    Painter,
+    load_autoencoder,
+    load_painter,
+    write_autoencoder,
+    write_painter,
+)
+from .scenes import caption, held_out, training_content
+from .train_autoencoder import (
+    AutoencoderPlan,
+    embedded,
+    encode_all,
+    extracted,
+    psnr,
+    reconstruct,
+    refine_decoder,
+    train_autoencoder,
+)
+from .train_data import Pool, held_out_scenes, images_of, load_pool
+from .train_diffusion import DiffusionPlan, make_scheduler, make_unet, sample, train_diffusion
+from .train_text import learn_to_read, make_text_encoder, write_tokenizer
+
+GRID_CAPTIONS = 24
+_ROOT = Path(__file__).parent.parent
+
+
+def main(argv: list[str]) -> int:
+    """Run the training; see `--help`."""
+    options = _parse(argv)
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    torch.set_flush_denormal(True)  # vanishing gradients are slow numbers on a CPU
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not options.resume:
+        for name in ("autoencoder.pt", "latents.pt", "decoder.pt", "unet.pt"):
+            (work / name).unlink(missing_ok=True)
+    pool = load_pool(work / "pool", options.scenes, _report)
+    autoencoder, latents = _autoencoder(options, pool, device)
+    _diffusion(options, pool, autoencoder, latents, device)
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="dev.py train", description=__doc__)
+    parser.add_argument("--resume", action="store_true", help="go on from the files in --work")
+    parser.add_argument("--init", type=Path, help="start from the weights of a model folder")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights are written")
+    parser.add_argument("--work", type=Path, default=_ROOT / ".dev" / "train")
+    parser.add_argument("--scenes", type=int, default=32768, help="size of the pool")
+    parser.add_argument("--autoencoder-steps", type=int, default=AutoencoderPlan.steps)
+    parser.add_argument("--decoder-steps", type=int, default=AutoencoderPlan.decoder_steps)
+    parser.add_argument("--unet-steps", type=int, default=DiffusionPlan.steps)
+    parser.add_argument("--rate", type=float, default=DiffusionPlan.peak_rate)
+    return parser.parse_args(argv)
+
+
+def _report(line: str) -> None:
+    print(line, flush=True)
+
+
+def _autoencoder(
+    options: argparse.Namespace, pool: Pool, device: torch.device
+) -> tuple[AutoencoderTiny, Tensor]:
+    """The trained autoencoder, written, and the latents of the pool."""
+    plan = replace(
+        AutoencoderPlan(), steps=options.autoencoder_steps, decoder_steps=options.decoder_steps
+    )
+    work: Path = options.work
+    if options.init is None:
+        narrow = train_autoencoder(pool, plan, work / "autoencoder.pt", device, _report)
+    else:
+        narrow = extracted(load_autoencoder(options.init).to(device), plan)
+    latents = encode_all(narrow, pool, work / "latents.pt", _report)
+    if options.init is None and plan.decoder_steps:
+        refine_decoder(narrow, pool, plan, work / "decoder.pt", _report)
+    write_autoencoder(options.out, embedded(narrow).cpu())
+    images, _ = images_of(held_out_scenes(GRID_CAPTIONS))
+    again = reconstruct(narrow, images.to(device)).cpu()
+    _report(f"autoencoder: {psnr(again, images):.2f} dB on held-out scenes")
+    save_grid(torch.cat([images[:8], again[:8]]), work / "reconstructions.png")
+    return load_autoencoder(options.out).to(device), latents
+
+
+def _diffusion(
+    options: argparse.Namespace,
+    pool: Pool,
+    autoencoder: AutoencoderTiny,
+    latents: Tensor,
+    device: torch.device,
+) -> None:
+    """Train UNet and text encoder, and write them."""
+    plan = replace(DiffusionPlan(), steps=options.unet_steps, peak_rate=options.rate)
+    checkpoint: Path = options.work / "unet.pt"
+    painter = _painter(options, plan, not checkpoint.exists(), device)
+    texts = [caption(content) for content in held_out()[:GRID_CAPTIONS]]
+
+    def show(step: int) -> None:
+        painted = autoencoder.decode(sample(painter, texts)).sample.cpu()
+        save_grid(painted.add(1).div(2), options.work / f"samples_{step:06d}.png")
+
+    train_diffusion(latents, pool.captions, painter, plan, checkpoint, _report, show)
+    write_painter(options.out, painter, make_scheduler())
+    show(plan.steps)
+
+
+def _painter(
+    options: argparse.Namespace, plan: DiffusionPlan, fresh: bool, device: torch.device
+) -> Painter:
+    """A painter to train: from `--init`, or new, with a text encoder that has learnt to read."""
+    if options.init is not None:
+        painter = load_painter(options.init)
+        return replace(
+            painter, unet=painter.unet.to(device), text_encoder=painter.text_encoder.to(device)
+        )
+    torch.manual_seed(1)
+    contents = training_content()
+    captions = tuple(caption(content) for content in contents)
+    write_tokenizer(options.out / "tokenizer", captions)
+    tokenizer = CLIPTokenizer.from_pretrained(options.out / "tokenizer")
+    painter = Painter(make_unet(plan.widths), make_text_encoder(tokenizer), tokenizer).to(device)
+    if fresh:
+        learn_to_read(painter.text_encoder, tokenizer, contents, device, _report)
+    return painter
+
+
+def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
+    """Write images `[N, 3, H, W]` in 0..1 as one picture, row by row."""
+    rows = [torch.cat(list(row), 2) for row in images.clamp(0, 1).split(columns)]
+    rows = [row for row in rows if row.shape == rows[0].shape]
+    grid = (torch.cat(rows, 1) * 255).round().byte().permute(1, 2, 0)
+    Image.fromarray(grid.numpy()).save(path)
