@@ -247,9 +247,8 @@ def require_variance_preserving(model: ModelPatcher, feature: str) -> None:
     known = isinstance(sampling, comfy.model_sampling.EPS) and sampling.sigma_data == 1.0
     if not known or isinstance(sampling, comfy.model_sampling.X0):
         raise PalimpsestError(
-            f"{feature} takes models that predict noise or v (SD 1.x, SD 2.x, SDXL), the model is "
-            f"{type(model.model).__name__} with {type(sampling).__mro__[2].__name__} sampling: "
-            "load such a checkpoint."
+            f"{feature} takes models that predict noise or v (SD 1.x, SD 2.x, SDXL), this "
+            f"{type(model.model).__name__} model predicts something else: load such a checkpoint."
         )
 
 
