@@ -108,12 +108,11 @@ class Session:
         """Conditionings of the source."""
         return self.guider.source_conds
 
-    def denoiser(self, conds: Conds, cfg: float, hook: AttentionHook | None = None) -> Denoiser:
-        """Guided denoiser; what other nodes hook into guidance takes effect.
+    def denoiser(self, conds: Conds, hook: AttentionHook | None = None) -> Denoiser:
+        """Denoiser at the guider's own guidance; what other nodes hook into that takes effect.
 
         Args:
             conds: `target` or `source`.
-            cfg: Guidance scale; 1 leaves the negative out.
             hook: Sees every attention.
         """
         guider, options = self.guider, self._options(hook)
@@ -125,7 +124,7 @@ class Session:
                 timestep,
                 conds["negative"],
                 conds["positive"],
-                cfg,
+                guider.cfg,  # read at every call: core's CFGOverride changes it for some steps
                 model_options=model_options,
                 seed=seed,
             )

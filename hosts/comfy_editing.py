@@ -127,8 +127,8 @@ class EditRequest:
         )
         bank = Bank(self.control.control, trajectory.steps) if self.control else None
         branches = Branches(
-            target=session.denoiser(session.target, self.cfg, bank.inject if bank else None),
-            source=session.denoiser(session.source, self.cfg, bank.record if bank else None),
+            target=session.denoiser(session.target, bank.inject if bank else None),
+            source=session.denoiser(session.source, bank.record if bank else None),
             record=session.recorder(session.source, bank.record) if bank else None,
         )
         mask = None if self.mask is None else latent_mask(self.mask, trajectory.origin).to(device)
@@ -172,10 +172,11 @@ def invert(
     guider = BranchGuider(model)
     guider.set_conds(positive, negative)
     guider.set_source(positive, negative)
+    guider.set_cfg(cfg)
 
     def algorithm(session: Session) -> Tensor:
         return ddim(
-            session.denoiser(session.target, cfg),
+            session.denoiser(session.target),
             session.x0,
             rising,
             scale=vp_scale,

@@ -9,6 +9,8 @@ from typing import Any
 import comfy.k_diffusion.sampling
 import comfy.samplers
 import torch
+from comfy.model_patcher import create_model_options_clone
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..pipelines.denoiser import RowCount
@@ -68,7 +70,10 @@ class EditGuider(BranchGuider):
         seed: int | None = None,
     ) -> Tensor:
         if self.walk is None:
-            session = Session(self, model_options, RowCount(), x, lambda *_: None)
+            options = create_model_options_clone(model_options)
+            # Core has run these wrappers around this call already.
+            options["transformer_options"].get("wrappers", {}).pop(WrappersMP.PREDICT_NOISE, None)
+            session = Session(self, options, RowCount(), x, lambda *_: None)
             edit = self.request.start(session)
             _check_start(x, edit.trajectory.start)
             self.walk = _Walk(session, edit, edit.trajectory.start)

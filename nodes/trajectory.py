@@ -74,8 +74,8 @@ class TrajectoryToLatents(io.ComfyNode):
 
     @classmethod
     def execute(cls, trajectory) -> io.NodeOutput:
-        levels = trajectory.in_host_scale(trajectory.latents).flatten(0, 1)
-        levels[: len(trajectory.origin)] = trajectory.origin
+        noisy = trajectory.in_host_scale(trajectory.latents[1:]).flatten(0, 1)
+        levels = torch.cat([trajectory.origin.to(noisy), noisy])
         return io.NodeOutput({"samples": levels}, trajectory.falling_sigmas)
 
 

@@ -215,3 +215,19 @@ def test_the_guider_refuses_what_it_cannot_walk(sd1):
         sample(sd1, None, torch.randn_like(start), zeros, sigmas, guider)
     with pytest.raises(PalimpsestError, match="Edit node for the others"):
         EditGuider(replace(made, correction=Correction(scale=0.5)))
+
+
+def test_what_other_nodes_do_to_the_guidance_takes_effect_once(sd1):
+    from comfy_extras.nodes_custom_sampler import CFGOverride
+
+    setting = agree.Setting(latent_for(sd1), cfg=2.0)
+    made, _ = agree.request(sd1, setting)
+    stronger, _, _ = edit(replace(made, cfg=4.0))
+    (patched,) = CFGOverride.execute(sd1.model, 4.0, 0.0, 1.0).args
+    overridden = replace(made, model=patched)
+    assert torch.equal(edit(overridden)[0], stronger)
+    start = made.trajectory.in_host_scale(made.trajectory.start)
+    sigmas = made.trajectory.falling_sigmas
+    out = sample(sd1, None, torch.zeros_like(start), start, sigmas, EditGuider(overridden))
+    assert relative(out, stronger) < 1e-4
+    assert relative(edit(made)[0], stronger) > 1e-3
