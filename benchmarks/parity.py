@@ -14,21 +14,17 @@ import torch
 from torch import Tensor
 
 from ..hosts.diffusers import Prompt
-from ..pipelines.attention.bank import Bank
 from ..pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
-from ..pipelines.couplings import ddim
 from ..pipelines.denoiser import RowCount
 from ..pipelines.editing import (
     DIRECT_INVERSION,
     UNCORRECTED,
-    Branches,
     Correction,
-    Edit,
     residual,
 )
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.schedule import step_down, vp_scale
-from ..pipelines.trajectory import Recipe, Trajectory
+from ..pipelines.trajectory import Trajectory
 from .golden import Case, Folder, open_folder
 
 #: Norm of the difference over norm of the published tensor, per tensor and row.
@@ -98,16 +94,18 @@ def _run_edit(folder: Folder, case: Case, correction: Correction) -> Result:
     rows = RowCount()
     trajectory = _invert(folder, case, rows)
     source, target, empty = _prompts(folder, case)
-    cfg = case.settings["guidance_scale"]
-    bank = Bank(_control(case, source, target), trajectory.steps)
-    unet = folder.unet
-    branches = Branches(
-        target=unet.denoiser(target, empty, cfg=cfg, hook=bank.inject, rows=rows),
-        source=unet.denoiser(source, empty, cfg=cfg, hook=bank.record, rows=rows),
-        record=unet.denoiser(source, hook=bank.record, rows=rows),
+    whole = folder.unet.edit(
+        trajectory,
+        source,
+        target,
+        empty,
+        cfg=case.settings["guidance_scale"],
+        control=_control(case, source, target),
+        correction=correction,
+        keep_source=True,
+        rows=rows,
     )
     visited = [trajectory.start]
-    whole = Edit(trajectory, branches, correction=correction, bank=bank, keep_source=True)
     edited = whole.run(lambda _step, x, _denoised: visited.append(x))
     scale = vp_scale(trajectory.sigmas[0])
     final = {"source": edited.source, "target": edited.latent}
@@ -147,10 +145,7 @@ def _invert(folder: Folder, case: Case, rows: RowCount) -> Trajectory:
     sigmas = folder.sigmas(case)
     x0 = case.tensors["x0"] if "x0" in case.tensors else _input(folder, case)
     prompt = folder.prompt(case.settings["prompt_src"])
-    latents = ddim(
-        folder.unet.denoiser(prompt, rows=rows), x0 / vp_scale(sigmas[0]), sigmas, scale=vp_scale
-    )
-    return Trajectory(latents, sigmas, x0, Recipe("ddim", "destination"))
+    return folder.unet.invert(x0 / vp_scale(sigmas[0]), prompt, sigmas, rows=rows)
 
 
 def _input(folder: Folder, case: Case) -> Tensor:

@@ -1,8 +1,11 @@
 """The pipelines without ComfyUI: on a diffusers model folder, headless.
 
     model = load_folder(Path("stable-diffusion-v1-5"))
-    source, target = model.prompt("a cat on a sofa"), model.prompt("a tiger on a sofa")
-    denoise = model.unet.denoiser(source)
+    source, target, empty = map(model.prompt, ("a cat on a sofa", "a tiger on a sofa", ""))
+    trajectory = model.unet.invert(model.encode(image), source, model.unet.ddim_sigmas(50))
+    control = rewrite_prompt(source.tokens, target.tokens)
+    edited = model.unet.edit(trajectory, source, target, empty, control=control).run()
+    picture = model.decode(edited.latent)
 
 diffusers and transformers are imported where a folder is loaded, not where this file is.
 """
@@ -14,11 +17,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..pipelines.attention.bank import AttentionHook, Role
+from ..pipelines.attention.bank import AttentionHook, Bank, Control, Role
 from ..pipelines.attention.tokens import PromptTokens, Word
+from ..pipelines.couplings import Convention, ddim
 from ..pipelines.denoiser import Denoiser, RowCount, guide
+from ..pipelines.editing import DIRECT_INVERSION, Branches, Correction, Edit
 from ..pipelines.errors import PalimpsestError
-from ..pipelines.schedule import sigma_from_alpha, vp_scale
+from ..pipelines.schedule import ddim_timesteps, sigma_from_alpha, vp_scale
+from ..pipelines.trajectory import Recipe, Trajectory
 from .diffusers_attention import hooked
 
 Prediction = Literal["epsilon", "v_prediction"]
@@ -57,6 +63,11 @@ class DiffusersUNet:
     def sigmas(self) -> Tensor:
         """[train steps] float64 noise level of every training timestep, rising."""
         return sigma_from_alpha(self.alphas_cumprod.double())
+
+    def ddim_sigmas(self, steps: int) -> Tensor:
+        """[steps + 1] rising levels: 0, and the published grid of timesteps 1, 21, 41, ..."""
+        timesteps = ddim_timesteps(steps, train_steps=len(self.alphas_cumprod))
+        return torch.cat([torch.zeros(1, dtype=torch.float64), self.sigmas[timesteps]])
 
     def denoiser(
         self,
@@ -101,6 +112,76 @@ class DiffusersUNet:
         if self.prediction == "epsilon":
             return x - sigma * predicted
         return x / (1 + sigma**2) - sigma * vp_scale(sigma) * predicted
+
+    def invert(
+        self,
+        x0: Tensor,
+        prompt: Prompt,
+        sigmas: Tensor,
+        *,
+        convention: Convention = "destination",
+        refinement: int = 0,
+        rows: RowCount | None = None,
+    ) -> Trajectory:
+        """DDIM inversion of a latent at cfg 1.
+
+        Args:
+            x0: [B, C, h, w] the picture in model scale, at `sigmas[0]`.
+            prompt: Describes the picture.
+            sigmas: [N+1] rising noise levels.
+            convention: See `couplings.ddim`.
+            refinement: See `couplings.ddim`.
+            rows: Counts the rows spent.
+        """
+        denoise = self.denoiser(prompt, rows=rows)
+        latents = ddim(
+            denoise, x0, sigmas, scale=vp_scale, convention=convention, refinement=refinement
+        )
+        return Trajectory(latents, sigmas, x0, Recipe("ddim", convention, refinement))
+
+    def edit(
+        self,
+        trajectory: Trajectory,
+        source: Prompt,
+        target: Prompt,
+        negative: Prompt,
+        *,
+        cfg: float = 7.5,
+        control: Control | None = None,
+        correction: Correction = DIRECT_INVERSION,
+        mask: Tensor | None = None,
+        keep_source: bool = False,
+        rows: RowCount | None = None,
+    ) -> Edit:
+        """An edit along a trajectory, ready to `run`.
+
+        Args:
+            trajectory: The recorded chain of the source.
+            source: Describes the picture.
+            target: Describes the edit.
+            negative: The other end of the guidance.
+            cfg: Guidance scale.
+            control: Attention control, for example from `rewrite_prompt`.
+            correction: What is done about the residual.
+            mask: [1 or B, 1, h, w] in 0..1, 0 where the picture is kept.
+            keep_source: Follow a drifting source row to the end.
+            rows: Counts the rows spent.
+        """
+        bank = None if control is None else Bank(control, trajectory.steps)
+        record, inject = (bank.record, bank.inject) if bank else (None, None)
+        branches = Branches(
+            target=self.denoiser(target, negative, cfg=cfg, hook=inject, rows=rows),
+            source=self.denoiser(source, negative, cfg=cfg, hook=record, rows=rows),
+            record=self.denoiser(source, hook=record, rows=rows),
+        )
+        return Edit(
+            trajectory,
+            branches,
+            correction=correction,
+            bank=bank,
+            mask=mask,
+            keep_source=keep_source,
+        )
 
 
 def _conditions(prompts: list[Prompt], images: int) -> dict[str, Any]:

@@ -8,13 +8,9 @@ from palimpsest.hosts import diffusers as diffusers_host
 from palimpsest.hosts.comfy_editing import BoundControl, EditRequest, edit, invert
 from palimpsest.hosts.comfy_prompt import prompt_tokens
 from palimpsest.hosts.comfy_trajectory import schedule
-from palimpsest.pipelines.attention.bank import Bank
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
-from palimpsest.pipelines.couplings import ddim
 from palimpsest.pipelines.denoiser import RowCount
-from palimpsest.pipelines.editing import DIRECT_INVERSION, Branches, Correction, Edit
-from palimpsest.pipelines.schedule import vp_scale
-from palimpsest.pipelines.trajectory import Recipe, Trajectory
+from palimpsest.pipelines.editing import DIRECT_INVERSION, Correction
 
 SOURCE, TARGET = "a red heart on grass", "a blue heart on grass"
 
@@ -96,25 +92,18 @@ def in_diffusers(folder: Path, setting, sigmas, scale):
         model.prompt(text, size=size) for text in (setting.source, setting.target, "")
     )
     rising, rows = sigmas.flip(0).double(), RowCount()
-    latents = ddim(
-        model.unet.denoiser(source, rows=rows), setting.latent * scale, rising, scale=vp_scale
-    )
+    trajectory = model.unet.invert(setting.latent * scale, source, rising, rows=rows)
     inverted = rows.rows
-    trajectory = Trajectory(latents, rising, setting.latent * scale, Recipe("ddim"))
-    bank = Bank(words(source.tokens, target.tokens), trajectory.steps) if setting.control else None
-    denoiser = model.unet.denoiser
-    inject, record = (bank.inject, bank.record) if bank else (None, None)
-    branches = Branches(
-        denoiser(target, empty, cfg=setting.cfg, hook=inject, rows=rows),
-        denoiser(source, empty, cfg=setting.cfg, hook=record, rows=rows),
-        denoiser(source, hook=record, rows=rows),
-    )
-    edited = Edit(
+    edited = model.unet.edit(
         trajectory,
-        branches,
+        source,
+        target,
+        empty,
+        cfg=setting.cfg,
+        control=words(source.tokens, target.tokens) if setting.control else None,
         correction=setting.correction,
-        bank=bank,
         keep_source=setting.keep_source,
+        rows=rows,
     ).run()
     source_row = None if edited.source is None else edited.source / scale
     return edited.latent / scale, source_row, (inverted, rows.rows - inverted)
