@@ -311,6 +311,7 @@ def reconstruction_text(source: Tensor | None, origin: Tensor) -> str:
     """
     if source is None:
         return "drifts; connect that output to follow it"
+    origin = origin.to(source)  # core may keep latents in half precision
     if torch.equal(source, origin):
         return "exact"
     peak = float(origin.max() - origin.min())
