@@ -45,11 +45,22 @@ class Folder:
         return sorted(p.stem for p in self.path.glob("*.json") if p.stem != "text")
 
     def case(self, name: str) -> Case:
-        """Read one case."""
+        """Read one case.
+
+        Raises:
+            PalimpsestError: If one of its two files is missing or damaged.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        settings = json.loads((self.path / f"{name}.json").read_text())
-        return Case(name, settings, load_file(self.path / f"{name}.safetensors"))
+        try:
+            settings = json.loads((self.path / f"{name}.json").read_text())
+            return Case(name, settings, load_file(self.path / f"{name}.safetensors"))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise PalimpsestError(
+                f"The case {name} cannot be read: it needs {name}.json beside {name}.safetensors "
+                f"({error})."
+            ) from error
 
     @cached_property
     def _text(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,0 +1,518 @@
+"""Make tests/data: a small random model, and what the published edits compute on it.
+
+    python tests/make_golden.py [FOLDER]
+
+The loops are those of Prompt-to-Prompt and Direct Inversion, restated as their papers and codes
+have them: latents in variance-preserving coordinates, one batch of four rows [source uncond,
+target uncond, source cond, target cond], every attention map computed and edited. Nothing of
+`pipelines/` is used, so that agreeing with these cases means something. All is computed in
+float64 and stored in float32: the files depend on the seeds alone.
+
+References:
+    Hertz et al. 2022, Prompt-to-Prompt Image Editing with Cross Attention Control, arXiv:2208.01626
+    Ju et al. 2023, Direct Inversion, arXiv:2310.01506, algorithm 1
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+
+MAX_TOKENS = 77
+WIDTH = 32
+
+UNET = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "block_out_channels": [32, 64],
+    "layers_per_block": 1,
+    "cross_attention_dim": WIDTH,
+    "attention_head_dim": 4,
+}
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+VOCABULARY = [START, END, "a", "red", "blue", "circle", "square", "on", "green", "field", "with"]
+VOCABULARY += ["yellow", "ultra", "marine", "flow", "ers", "brick", "wall"]
+
+#: Words of more than one token.
+PIECES = {"ultramarine": ["ultra", "marine"], "flowers": ["flow", "ers"]}
+
+PROMPTS = {
+    "uncond": "",
+    "src": "a red circle on a green field",
+    "replace": "a blue circle on a green field",
+    "longer": "a ultramarine circle on a green wall",
+    "refine": "a red circle on a green field with yellow flowers",
+    "flowers": "a flowers square on a brick wall",
+}
+
+
+def alphas_cumprod():
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0)
+
+
+#: Rounded to float32 as the published codes keep them.
+ALPHAS = alphas_cumprod().float().double()
+
+
+# -- the model -----------------------------------------------------------------------------------
+
+
+def make_unet():
+    """A random UNet in which attention, prompt and noise level all matter, without chaos.
+
+    The weights are numbers of half precision, and stored so.
+    """
+    unet = UNet2DConditionModel(**UNET).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(20)
+    for name, parameter in unet.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_((_mean(name) + _spread(name, parameter) * noise).half())
+    return unet
+
+
+def _mean(name):
+    return 1.0 if "norm" in name and name.endswith("weight") else 0.0
+
+
+def _spread(name, parameter):
+    """Standard deviation of a parameter's random part."""
+    if parameter.ndim < 2:
+        return 0.1
+    # Sharper maps or a louder output make trajectories chaotic: rounding then grows past 1e-4.
+    gain = 1.2 if "to_q" in name or "to_k" in name else 0.1 if name == "conv_out.weight" else 1.0
+    return gain * parameter[0].numel() ** -0.5
+
+
+def encode(text):
+    """Tokens, [1, 77] ids and [1, 77, 32] embedding: random, and each token sees those before."""
+    words = [piece for word in text.split() for piece in PIECES.get(word, [word])]
+    tokens = [START, *words, END]
+    ids = [VOCABULARY.index(token) for token in tokens]
+    ids += [VOCABULARY.index(END)] * (MAX_TOKENS - len(ids))
+    generator = torch.Generator().manual_seed(21)
+    table, places = (
+        torch.randn(count, WIDTH, generator=generator) for count in (len(VOCABULARY), MAX_TOKENS)
+    )
+    own = table[ids] + 0.5 * places
+    before = own.cumsum(0) / torch.arange(1, MAX_TOKENS + 1)[:, None]
+    embedding = torch.nn.functional.layer_norm(own + before, (WIDTH,))
+    return tokens, torch.tensor([ids]), embedding[None]
+
+
+def latent(seed, height=16, width=16):
+    """A smooth random picture with a little grain, in model scale."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(1, 4, height // 4, width // 4, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")
+    return smooth + 0.1 * torch.randn(smooth.shape, generator=generator)
+
+
+# -- attention maps, and who edits them ----------------------------------------------------------
+
+
+class Maps:
+    """An attention processor that computes every map and shows it to an editor."""
+
+    def __init__(self, editor, cross):
+        self.editor, self.cross = editor, cross
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
+        context = encoder_hidden_states if self.cross else hidden_states
+        q, k, v = (
+            projection(rows).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for projection, rows in (
+                (attn.to_q, hidden_states),
+                (attn.to_k, context),
+                (attn.to_v, context),
+            )
+        )
+        maps = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)
+        if self.editor is not None:
+            maps = self.editor(maps, self.cross)
+        return attn.to_out[0]((maps @ v).transpose(1, 2).flatten(2))
+
+
+def watch(unet, editor):
+    """Show the maps of every attention of the UNet to `editor`."""
+    names = unet.attn_processors
+    unet.set_attn_processor({name: Maps(editor, "attn2" in name) for name in names})
+
+
+@dataclass
+class Controller:
+    """The published controllers in one: Replace or Refine, and Reweight on top of either.
+
+    Attributes:
+        alpha: [steps + 1, 77] 1 where a target token's cross window is open.
+        self_steps: First step, and the one after the last, of the self window.
+        mapper: [77, 77] of Replace, or the [77] source positions of Refine.
+        new: [77] 1 where Refine has no source for a token.
+        equalizer: [77] factors of Reweight.
+        step: Set by the loop.
+    """
+
+    alpha: torch.Tensor
+    self_steps: tuple[int, int]
+    mapper: torch.Tensor
+    new: torch.Tensor
+    equalizer: torch.Tensor
+    step: int = 0
+
+    def __call__(self, maps, cross):
+        source, target = maps[2], maps[3]
+        if cross:
+            alpha = self.alpha[self.step]
+            edited = self._rewritten(source, target) * alpha + target * (1 - alpha)
+        elif self.self_steps[0] <= self.step < self.self_steps[1] and maps.shape[-1] <= 32**2:
+            edited = source
+        else:
+            edited = target
+        return torch.stack([*maps[:3], edited])
+
+    def _rewritten(self, source, target):
+        if self.mapper.ndim == 2:
+            rewritten = torch.einsum("hps,sn->hpn", source, self.mapper)
+        else:
+            rewritten = source[..., self.mapper] * (1 - self.new) + target * self.new
+        return rewritten * self.equalizer
+
+
+def positions(text, wanted):
+    """Token positions of every word that `wanted(index, word)` picks."""
+    position, found = 1, []
+    for index, word in enumerate(text.split(" ")):
+        pieces = PIECES.get(word, [word])
+        if wanted(index, word):
+            found += range(position, position + len(pieces))
+        position += len(pieces)
+    return found
+
+
+def replacement_mapper(source, target):
+    """Word for word; after the last changed word every token maps to its own position."""
+    pairs = [
+        (positions(source, lambda k, _, i=i: k == i), positions(target, lambda k, _, i=i: k == i))
+        for i, (a, b) in enumerate(zip(source.split(" "), target.split(" "), strict=True))
+        if a != b
+    ]
+    mapper = torch.zeros(MAX_TOKENS, MAX_TOKENS, dtype=torch.float64)
+    i = j = 0
+    while i < MAX_TOKENS and j < MAX_TOKENS:
+        if pairs and pairs[0][0][0] == i:
+            ours, theirs = pairs.pop(0)
+            if len(ours) == len(theirs):
+                mapper[ours, theirs] = 1
+            else:
+                for token in theirs:
+                    mapper[ours, token] = 1 / len(theirs)
+            i, j = i + len(ours), j + len(theirs)
+            continue
+        mapper[i if pairs else j, j] = 1
+        i, j = i + 1, j + 1
+    return mapper
+
+
+def refinement_mapper(source, target):
+    """Source position of every target token, and 1 where it has none, by global alignment."""
+    x, y = ([VOCABULARY.index(token) for token in encode(text)[0]] for text in (source, target))
+    best = torch.zeros(len(x) + 1, len(y) + 1, dtype=torch.int64)
+    way = [["left"] * (len(y) + 1) for _ in range(len(x) + 1)]
+    for i in range(1, len(x) + 1):
+        way[i][0] = "up"
+        for j in range(1, len(y) + 1):
+            left, up = best[i, j - 1], best[i - 1, j]
+            diagonal = best[i - 1, j - 1] + (1 if x[i - 1] == y[j - 1] else -1)
+            best[i, j] = max(left, up, diagonal)
+            way[i][j] = "left" if best[i, j] == left else "up" if best[i, j] == up else "both"
+    mapper, new = torch.arange(MAX_TOKENS), torch.zeros(MAX_TOKENS, dtype=torch.float64)
+    i, j = len(x), len(y)
+    while i > 0 or j > 0:
+        if way[i][j] == "both":
+            i, j = i - 1, j - 1
+            mapper[j] = i
+        elif way[i][j] == "left":
+            j -= 1
+            mapper[j], new[j] = -1, 1
+        else:
+            i -= 1
+    return mapper, new
+
+
+def make_controller(settings):
+    """The controller that a case's settings ask for."""
+    source, target = settings["prompt_src"], settings["prompt_tar"]
+    windows = dict(settings["cross_replace_steps"])
+    alpha = torch.zeros(settings["steps"] + 1, MAX_TOKENS, dtype=torch.float64)
+    open_window(alpha, windows.pop("default_"), range(MAX_TOKENS))
+    for word, bounds in windows.items():
+        open_window(alpha, bounds, positions(target, lambda _, w, word=word: w == word))
+    equalizer = torch.ones(MAX_TOKENS, dtype=torch.float64)
+    weights = settings["eq_params"] or {"words": [], "values": []}
+    for word, value in zip(weights["words"], weights["values"], strict=True):
+        equalizer[positions(target, lambda _, w, word=word: w == word)] = value
+    new = torch.zeros(MAX_TOKENS, dtype=torch.float64)
+    if settings["is_replace_controller"]:
+        mapper = replacement_mapper(source, target)
+    else:
+        mapper, new = refinement_mapper(source, target)
+    bounds = settings["self_replace_steps"]
+    first, last = (0.0, bounds) if isinstance(bounds, float) else bounds
+    window = int(settings["steps"] * first), int(settings["steps"] * last)
+    return Controller(alpha, window, mapper, new, equalizer)
+
+
+def open_window(alpha, bounds, tokens):
+    first, last = (0.0, bounds) if isinstance(bounds, float) else bounds
+    tokens = list(tokens)
+    alpha[:, tokens] = 0
+    alpha[int(first * len(alpha)) : int(last * len(alpha)), tokens] = 1
+
+
+# -- the published loops -------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """The published loops of one case, and the rows they spend."""
+
+    unet: UNet2DConditionModel
+    settings: dict
+    x0: torch.Tensor
+    nfe: dict = field(default_factory=dict)
+
+    def noise(self, z, t, prompts, part):
+        """Predicted noise of every row; `part` is the account its cost goes to."""
+        embedding = torch.cat([encode(text)[2] for text in prompts]).to(z)
+        spent = self.nfe.setdefault(part, {"forwards": 0, "samples": 0})
+        spent["forwards"] += 1
+        spent["samples"] += len(z)
+        return self.unet(z, t, embedding).sample
+
+    def guided(self, z, t, part):
+        """Guided noise of [source, target]."""
+        texts = self.settings["prompt_src"], self.settings["prompt_tar"]
+        uncond, cond = self.noise(torch.cat([z, z]), t, ["", "", *texts], part).chunk(2)
+        return uncond + self.settings["guidance_scale"] * (cond - uncond)
+
+    def level(self, t):
+        """Cumulative alpha of a timestep; below the lowest one it is the final level."""
+        return ALPHAS[max(t, 0)]
+
+    def move(self, noise, alpha, alpha_next, z):
+        """One DDIM step, up or down."""
+        clean = (z - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+        return alpha_next**0.5 * clean + (1 - alpha_next) ** 0.5 * noise
+
+    def below(self, t):
+        return t - 1000 // self.settings["steps"]
+
+    def invert(self):
+        """[N+1, 1, ...] the inversion: noise at the latent of one level, label of the next."""
+        watch(self.unet, None)
+        latents = [self.x0]
+        for t in reversed(self.settings["timesteps"]):
+            z = latents[-1]
+            noise = self.noise(z, t, [self.settings["prompt_src"]], "inversion")
+            latents.append(self.move(noise, self.level(self.below(t)), self.level(t), z))
+        return torch.stack(latents)
+
+    def offsets(self, latents):
+        """[N, 2, ...] what a guided step of either prompt misses of the chain."""
+        watch(self.unet, None)
+        missed = []
+        for i, t in enumerate(self.settings["timesteps"]):
+            z, target = (latents[-1 - i - k].expand(2, -1, -1, -1) for k in (0, 1))
+            noise = self.guided(z, t, "inversion")
+            missed.append(target - self.move(noise, self.level(t), self.level(self.below(t)), z))
+        return torch.stack(missed)
+
+    def edit(self, start, offsets, controller):
+        """[N+1, 2, ...] source and target, the source moved by its offsets where there are any."""
+        watch(self.unet, controller)
+        visited = [start.expand(2, -1, -1, -1)]
+        for i, t in enumerate(self.settings["timesteps"]):
+            if controller is not None:
+                controller.step = i
+            z = visited[-1]
+            noise = self.guided(z, t, "edit")
+            z = self.move(noise, self.level(t), self.level(self.below(t)), z)
+            if offsets is not None:
+                z = torch.cat([z[:1] + offsets[i, :1], z[1:]])
+            visited.append(z)
+        return torch.stack(visited)
+
+
+# -- the cases -----------------------------------------------------------------------------------
+
+
+def run_inversion(run):
+    return {"x0": run.x0, "traj": run.invert().flatten(0, 1)}
+
+
+def run_offsets(run):
+    return {"x0": run.x0, "noise_loss_list": run.offsets(run.invert())}
+
+
+def run_direct_inversion(run):
+    latents = run.invert()
+    return edited(run, latents[-1], run.offsets(latents))
+
+
+def run_uncorrected(run):
+    latents = run.invert()
+    # The published script passes through null-text inversion with no inner step: two idle rows.
+    run.nfe["inversion"]["forwards"] += run.settings["steps"]
+    run.nfe["inversion"]["samples"] += 2 * run.settings["steps"]
+    return edited(run, latents[-1], None)
+
+
+def edited(run, start, offsets):
+    """The edit, and proof that its control matters: the same without it ends elsewhere."""
+    visited = run.edit(start, offsets, make_controller(run.settings))
+    nfe = json.loads(json.dumps(run.nfe))
+    free = run.edit(start, offsets, None)
+    run.nfe = nfe
+    target, uncontrolled = visited[-1, 1], free[-1, 1]
+    share = float((target - uncontrolled).norm() / target.norm())
+    if share < 0.05:
+        raise SystemExit(f"The control changes {share:.1%} of the edit: it would test nothing.")
+    run.settings["control_changes"] = round(share, 4)
+    return {"final": visited[-1], "traj": visited}
+
+
+EDIT = {
+    "is_replace_controller": True,
+    "cross_replace_steps": {"default_": 0.4},
+    "self_replace_steps": 0.6,
+    "blend_words": None,
+    "eq_params": None,
+}
+P2P = "PnPInversion directinversion+p2p"
+
+#: Name: the loop, the latent (seed, or seed and size), and the settings that differ.
+CASES = {
+    "ddim_inversion": (
+        run_inversion,
+        (1,),
+        {"method": "PnPInversion DirectInversion.ddim_inversion (cond only, guidance 1)"},
+    ),
+    "directinversion_inv_replace": (
+        run_offsets,
+        (3, 12, 20),
+        {
+            "method": "PnPInversion DirectInversion.invert",
+            "prompt_tar": PROMPTS["replace"],
+            "steps": 5,
+            "guidance_scale": 4.0,
+        },
+    ),
+    "di_p2p_replace": (
+        run_direct_inversion,
+        (1,),
+        EDIT | {"method": P2P, "prompt_tar": PROMPTS["longer"]},
+    ),
+    "di_p2p_refine": (
+        run_direct_inversion,
+        (2,),
+        EDIT
+        | {
+            "method": P2P,
+            "prompt_tar": PROMPTS["refine"],
+            "is_replace_controller": False,
+            "cross_replace_steps": {"default_": 0.8, "circle": [0.2, 0.6], "flowers": 1.0},
+            "self_replace_steps": [0.2, 0.7],
+        },
+    ),
+    "di_p2p_reweight": (
+        run_direct_inversion,
+        (2,),
+        EDIT
+        | {
+            "method": P2P,
+            "prompt_tar": PROMPTS["replace"],
+            "eq_params": {"words": ["blue", "field"], "values": [4, -1.5]},
+            "steps": 6,
+        },
+    ),
+    "ddim_p2p_replace": (
+        run_uncorrected,
+        (1,),
+        EDIT
+        | {
+            "method": "PnPInversion ddim+p2p",
+            "prompt_src": PROMPTS["flowers"],
+            "prompt_tar": PROMPTS["src"],
+            "cross_replace_steps": {"default_": 0.7},
+        },
+    ),
+}
+
+
+def settings_of(name):
+    """All settings of a case."""
+    loop, shape, own = CASES[name]
+    settings = {"steps": 8, "guidance_scale": 7.5, "prompt_src": PROMPTS["src"]} | own
+    steps = settings["steps"]
+    settings["timesteps"] = [1 + k * (1000 // steps) for k in reversed(range(steps))]
+    settings |= {"steps_offset": 1, "final_alpha_cumprod": float(ALPHAS[0].float())}
+    if len(shape) == 1 and loop is not run_inversion:
+        settings["x0"] = f"model/latents.safetensors:x0_seed{shape[0]}"
+    return settings
+
+
+def make_case(name, unet):
+    """Settings and float32 tensors of a case."""
+    loop, shape, _ = CASES[name]
+    run = Run(unet, settings_of(name), latent(*shape).double())
+    with torch.no_grad():
+        tensors = {key: t.float().contiguous() for key, t in loop(run).items()}
+    about = {key: [str(t.dtype), list(t.shape)] for key, t in tensors.items()}
+    return {**run.settings, "nfe": run.nfe, "tensors": about}, tensors
+
+
+def make_text():
+    """The schedule, and tokens and embedding of every prompt."""
+    coded = {key: encode(text) for key, text in PROMPTS.items()}
+    tensors = {"alphas_cumprod": ALPHAS.float()}
+    for key, (_, ids, embedding) in coded.items():
+        tensors |= {f"ids_{key}": ids, f"emb_{key}": embedding}
+    words = {key: tokens for key, (tokens, _, _) in coded.items()}
+    return {"prompts": PROMPTS, "word_tokens": words}, tensors
+
+
+def write_model(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    unet = make_unet()
+    save_file({k: t.half() for k, t in unet.state_dict().items()}, folder / "unet.safetensors")
+    config = {"_class_name": "UNet2DConditionModel", **UNET}
+    (folder / "unet_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    save_file({f"x0_seed{s}": latent(s) for s in (1, 2)}, folder / "latents.safetensors")
+    return unet
+
+
+def write(folder, name, settings, tensors):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(settings, indent=1) + "\n")
+    save_file(tensors, folder / f"{name}.safetensors")
+
+
+def main(folder):
+    unet = write_model(folder / "model").double()
+    write(folder / "quick", "text", *make_text())
+    for name in CASES:
+        settings, tensors = make_case(name, unet)
+        write(folder / "quick", name, settings, tensors)
+        sys.stdout.write(f"{name} {settings['nfe']} {settings.get('control_changes', '')}\n")
+
+
+if __name__ == "__main__":
+    main(Path(*sys.argv[1:]) if sys.argv[1:] else Path(__file__).parent / "data")
