@@ -56,8 +56,9 @@ def step_down(sigma: Tensor, sigma_next: Tensor, eta: float = 0.0) -> Step:
         raise PalimpsestError(
             f"A step must go down with eta in 0..1, got sigma {high:.4g} -> {low:.4g}, eta {eta}."
         )
-    up = eta * low * math.sqrt(high**2 - low**2) / high
-    down = math.sqrt(low**2 - up**2)
+    up = eta * low * math.sqrt((high - low) * (high + low)) / high
+    # sqrt(low^2 - up^2) without the difference, of which rounding would leave little.
+    down = low * math.hypot(math.sqrt((1 - eta) * (1 + eta)), eta * low / high)
     return Step(down / high, down, up)
 
 
