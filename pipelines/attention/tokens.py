@@ -84,21 +84,30 @@ def replace_words(
             f"{len(target.words)} ({target.text!r}) for {len(source.words)} ({source.text!r}). "
             "Use mode refine, or write the prompts word for word."
         )
-    changed = [
+    aligned = [
         (s.positions, t.positions)
         for s, t in zip(source.words, target.words, strict=True)
-        if s.text != t.text
+        if s.positions and t.positions and (s.text != t.text or not published_tail)
     ]
     mapping = torch.zeros(len(source.ids), len(target.ids))
     s = t = 0
-    for source_tokens, target_tokens in changed:
-        while s < source_tokens[0]:
-            mapping[s, t] = 1
-            s, t = s + 1, t + 1
+    for source_tokens, target_tokens in aligned:
+        _copy_gap(mapping, range(s, source_tokens[0]), range(t, target_tokens[0]))
         _spread(mapping, source_tokens, target_tokens)
         s, t = source_tokens[-1] + 1, target_tokens[-1] + 1
     _copy_tail(mapping, s, t, published_tail)
-    return Alignment(mapping, torch.ones(len(target.ids)))
+    if published_tail:
+        return Alignment(mapping, torch.ones(len(target.ids)))
+    return Alignment(mapping, (mapping != 0).any(0).float())
+
+
+def _copy_gap(mapping: Tensor, source: range, target: range) -> None:
+    """Map what lies before a word, from its end: where rows of a long prompt meet, or the start.
+
+    Where a word has moved to another row, only one of the gaps holds these; they are new then.
+    """
+    for s, t in zip(reversed(source), reversed(target), strict=False):
+        mapping[s, t] = 1
 
 
 def _spread(mapping: Tensor, source: Sequence[int], target: Sequence[int]) -> None:
