@@ -125,5 +125,5 @@ def check_rising(sigmas: Tensor) -> None:
     """Refuse levels that do not climb strictly; a trajectory keeps them in that order."""
     if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas.diff() > 0).all()):
         raise PalimpsestError(
-            f"A trajectory needs two or more rising noise levels, got {sigmas.tolist()[:6]}."
+            f"A trajectory needs two or more rising noise levels, got {sigmas.flatten().tolist()[:6]}."
         )

@@ -60,9 +60,10 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         check_rising(self.sigmas)
-        if len(self.latents) != len(self.sigmas):
+        levels = len(self.latents) if self.latents.ndim else 0
+        if levels != len(self.sigmas):
             raise PalimpsestError(
-                f"A trajectory needs one latent per noise level, got {len(self.latents)} latents "
+                f"A trajectory needs one latent per noise level, got {levels} latents "
                 f"for {len(self.sigmas)} levels."
             )
         if self.origin.shape != self.latents.shape[1:]:
@@ -100,7 +101,7 @@ class Trajectory:
         """Denoised guesses along an ODE chain, without running the model.
 
         Args:
-            count: How many, evenly spread over the levels, from noisy to clean.
+            count: How many (2 or more), evenly spread over the levels, from noisy to clean.
 
         Returns:
             The sigmas, and [count, B, C, ...] guesses; the last is the image itself.
@@ -154,7 +155,7 @@ def from_tensors(
         raise PalimpsestError(
             f"{name} is not a trajectory: choose a file written by Save Trajectory."
         )
-    if not version.isdigit() or not 1 <= int(version) <= FORMAT:
+    if not version.isdecimal() or not 1 <= int(version) <= FORMAT:
         raise PalimpsestError(
             f"{name} is of trajectory format {version}, this version reads 1 to {FORMAT}: "
             "update ComfyUI-Palimpsest."
@@ -166,9 +167,11 @@ def from_tensors(
         )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise PalimpsestError(f"{name} is damaged: it holds NaN. Save the trajectory again.")
-    return Trajectory(
-        tensors["latents"], tensors["sigmas"], tensors["origin"], _recipe(about, name)
-    )
+    recipe = _recipe(about, name)
+    try:
+        return Trajectory(tensors["latents"], tensors["sigmas"], tensors["origin"], recipe)
+    except PalimpsestError as error:
+        raise PalimpsestError(f"{name} is damaged. {error} Save the trajectory again.") from error
 
 
 def _recipe(about: Mapping[str, str], name: str) -> Recipe:

@@ -1,0 +1,154 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+from palimpsest.pipelines.attention.bank import QKV, Bank, Site, attend
+from palimpsest.tests.unit.analytic import distance, picture
+from palimpsest.tests.unit.maps import attention
+
+HEADS = 2
+SELF, CROSS = Site("self", 0, "cond"), Site("cross", 3, "cond")
+
+
+def qkv(batch, queries=6, keys=5, seed=0):
+    """Random [batch, ., 8] queries, keys and values in float64."""
+    sizes = (queries, keys, keys)
+    return QKV(*(picture(batch, n, 8, seed=seed + i) for i, n in enumerate(sizes)))
+
+
+class Counting:
+    """Fused attention through explicit maps, counting its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, term):
+        self.calls += 1
+        return attention(term, HEADS)
+
+
+def rows(term, start, stop):
+    return QKV(*(t[start:stop] for t in term))
+
+
+# -- one attention call with hooks ---------------------------------------------------------------
+
+
+def test_without_a_term_attention_is_the_hosts_own():
+    sdpa, whole = Counting(), qkv(4)
+    out = attend(whole, "self", 0, ["uncond", "cond"], lambda site, part: None, sdpa)
+    assert torch.equal(out, attention(whole, HEADS))
+    assert sdpa.calls == 1
+
+
+def test_every_part_is_asked_with_its_own_rows_and_place():
+    whole, seen = qkv(6), []
+    attend(
+        whole, "cross", 7, ["uncond", "cond", "cond"], lambda *part: seen.append(part), Counting()
+    )
+    assert [site for site, _ in seen] == [
+        Site("cross", 7, role) for role in ("uncond", "cond", "cond")
+    ]
+    for i, (_, part) in enumerate(seen):
+        assert all(map(torch.equal, part, rows(whole, 2 * i, 2 * i + 2)))
+
+
+def terms_for_cond(*made):
+    return lambda site, part: made if site.role == "cond" else None
+
+
+@pytest.mark.parametrize("keys", [5, 9], ids=["equal keys", "other keys"])
+@pytest.mark.parametrize("roles", [["uncond", "cond"], ["cond", "uncond"]])
+def test_parts_in_one_call_equal_separate_calls(roles, keys):
+    """The sum of terms takes the place of its own part only, whatever its number of keys."""
+    whole, first, second = qkv(4), qkv(2, keys=keys, seed=7), qkv(2, keys=3, seed=8)
+    out = attend(whole, "cross", 0, roles, terms_for_cond(first, second), Counting())
+    own = roles.index("uncond")
+    alone = {
+        own: attention(rows(whole, 2 * own, 2 * own + 2), HEADS),
+        1 - own: attention(first, HEADS) + attention(second, HEADS),
+    }
+    assert distance(out, torch.cat([alone[0], alone[1]])) < 1e-14
+
+
+def test_terms_of_equal_size_share_one_fused_call():
+    sdpa = Counting()
+    attend(qkv(4), "cross", 0, ["uncond", "cond"], terms_for_cond(qkv(2, seed=7)), sdpa)
+    assert sdpa.calls == 1
+    sdpa = Counting()
+    hook = terms_for_cond(qkv(2, seed=7), qkv(2, seed=8))
+    attend(qkv(4), "cross", 0, ["uncond", "cond"], hook, sdpa)
+    assert sdpa.calls == 2
+
+
+# -- the bank ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Borrow:
+    """A control that takes the source's values at steps below `end`, in cond rows."""
+
+    end: int = 2
+
+    def reads(self, site, tokens, step, steps):
+        return self.active(step, steps) and site.role == "cond"
+
+    def active(self, step, steps):
+        return step < self.end
+
+    def terms(self, own, source, site, step, steps):
+        return (QKV(own.q, own.k, source.v),)
+
+
+def test_the_target_reads_what_the_source_left_at_the_same_place():
+    bank = Bank(Borrow(), steps=5)
+    source = {site: qkv(1, seed=i) for i, site in enumerate((SELF, CROSS))}
+    for site, tensors in source.items():
+        bank.record(site, tensors)
+    for site in source:
+        (term,) = bank.inject(site, qkv(1, seed=9))
+        assert torch.equal(term.v, source[site].v)
+
+
+def test_recording_tells_the_host_to_leave_the_source_alone():
+    assert Bank(Borrow(), steps=5).record(SELF, qkv(1)) is None
+
+
+def test_what_no_one_reads_is_not_kept():
+    bank = Bank(Borrow(), steps=5)
+    bank.record(SELF._replace(role="uncond"), qkv(1))
+    assert bank.empty
+    assert bank.inject(SELF._replace(role="uncond"), qkv(1)) is None
+    bank.begin(2)
+    bank.record(SELF, qkv(1))
+    assert bank.empty
+    assert not bank.needs_source
+    assert bank.inject(SELF, qkv(1)) is None
+
+
+def test_a_new_step_forgets_the_last_one():
+    bank = Bank(Borrow(), steps=5)
+    bank.record(SELF, qkv(1))
+    assert not bank.empty
+    bank.begin(1)
+    assert bank.empty
+    assert bank.needs_source
+    with pytest.raises(KeyError):  # never an old step's tensors: that would be a silent mistake
+        bank.inject(SELF, qkv(1))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_one_source_serves_a_batch_of_targets(batch):
+    bank = Bank(Borrow(), steps=5)
+    source = qkv(1)
+    bank.record(SELF, source)
+    (term,) = bank.inject(SELF, qkv(batch, seed=3))
+    assert torch.equal(term.v, source.v.expand(batch, -1, -1))
+
+
+def test_every_image_of_a_batch_reads_its_own_source():
+    bank = Bank(Borrow(), steps=5)
+    source = qkv(2)
+    bank.record(SELF, source)
+    (term,) = bank.inject(SELF, qkv(4, seed=3))
+    assert torch.equal(term.v, source.v[[0, 0, 1, 1]])
