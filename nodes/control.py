@@ -79,7 +79,9 @@ class PromptToPrompt(io.ComfyNode):
             outputs=[
                 Control.Output(display_name="control", tooltip="For Edit's control input."),
                 io.Conditioning.Output(
-                    display_name="source", tooltip="For Invert's positive and Edit's source."
+                    display_name="source",
+                    tooltip="For Edit's source. Invert takes a CLIP Text Encode of the same text: "
+                    "then it need not run again when the target changes.",
                 ),
                 io.Conditioning.Output(display_name="target", tooltip="For Edit's target."),
             ],
