@@ -22,6 +22,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -54,6 +55,9 @@ class Correction:
     target_strength: float = 0.0
 
     def __post_init__(self) -> None:
+        for name, part in (("scale", self.scale), ("target strength", self.target_strength)):
+            if not math.isfinite(part):
+                raise PalimpsestError(f"The {name} of a correction must be a number, got {part}.")
         if self.interval < 1:
             raise PalimpsestError(f"The interval must be 1 or more steps, got {self.interval}.")
         if self.target_strength and not self.on_chain:

@@ -124,6 +124,5 @@ def check_falling(sigmas: Tensor) -> None:
 def check_rising(sigmas: Tensor) -> None:
     """Refuse levels that do not climb strictly; a trajectory keeps them in that order."""
     if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas.diff() > 0).all()):
-        raise PalimpsestError(
-            f"A trajectory needs two or more rising noise levels, got {sigmas.flatten().tolist()[:6]}."
-        )
+        levels = sigmas.flatten().tolist()[:6]
+        raise PalimpsestError(f"A trajectory needs two or more rising noise levels, got {levels}.")
