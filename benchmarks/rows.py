@@ -1,0 +1,176 @@
+"""UNet rows per edit of 50 steps: the published code, what we allow ourselves, what we spend.
+
+    python dev.py bench rows [--write]
+
+A row is a batch element that went through the UNet. They are counted, not computed: every edit is
+run, on the small model of the tests. With --write the table goes to benchmarks/results/rows.md.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..hosts.diffusers import DiffusersUNet, Prompt
+from ..pipelines.attention.bank import Bank
+from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
+from ..pipelines.couplings import ddim
+from ..pipelines.denoiser import RowCount
+from ..pipelines.editing import DIRECT_INVERSION, UNCORRECTED, Branches, Correction, Edit
+from ..pipelines.schedule import ddim_timesteps, vp_scale
+from ..pipelines.trajectory import Recipe, Trajectory
+from .golden import Folder, open_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "rows.md"
+DATA = ROOT / "tests" / "data"
+
+STEPS, CFG = 50, 7.5
+SOURCE, TARGET = "a red circle on a green field", "a blue circle on a green field"
+SECOND = "a red circle on a green field with yellow flowers"
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An inverted picture and the model it was inverted with."""
+
+    folder: Folder
+    trajectory: Trajectory
+
+    @property
+    def unet(self) -> DiffusersUNet:
+        """The network."""
+        return self.folder.unet
+
+    def prompts(self, target: str) -> tuple[Prompt, Prompt, Prompt]:
+        """Source, target and empty prompt."""
+        source, rewritten, empty = map(self.folder.prompt, (SOURCE, target, ""))
+        return source, rewritten, empty
+
+
+def invert() -> Picture:
+    """Invert the test picture; its recipe holds the rows spent."""
+    folder = open_folder(DATA / "quick", DATA / "model")
+    levels = folder.unet.sigmas
+    sigmas = torch.cat([levels[:1], levels[ddim_timesteps(STEPS)]])
+    x0 = folder.case("ddim_inversion").tensors["x0"]
+    rows = RowCount()
+    denoise = folder.unet.denoiser(folder.prompt(SOURCE), rows=rows)
+    latents = ddim(denoise, x0 / vp_scale(sigmas[0]), sigmas, scale=vp_scale)
+    return Picture(folder, Trajectory(latents, sigmas, x0, Recipe("ddim", rows=rows.rows)))
+
+
+def edit(
+    picture: Picture, correction: Correction, *, target: str = TARGET, keep_source: bool = False
+) -> int:
+    """Rows of one edit under Prompt-to-Prompt with the published windows."""
+    source, rewritten, empty = picture.prompts(target)
+    rows = RowCount()
+    bank = Bank(rewrite_prompt(source.tokens, rewritten.tokens), STEPS)
+    denoiser = partial(picture.unet.denoiser, rows=rows)
+    branches = Branches(
+        target=denoiser(rewritten, empty, cfg=CFG, hook=bank.inject),
+        source=denoiser(source, empty, cfg=CFG, hook=bank.record),
+        record=denoiser(source, hook=bank.record),
+    )
+    Edit(
+        picture.trajectory, branches, correction=correction, bank=bank, keep_source=keep_source
+    ).run()
+    return rows.rows
+
+
+def whole(picture: Picture, correction: Correction, *, keep_source: bool = False) -> int:
+    """Rows of an inversion and its first edit."""
+    return picture.trajectory.recipe.rows + edit(picture, correction, keep_source=keep_source)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table: an edit, its published and allowed rows, and how to count ours."""
+
+    name: str
+    published: int
+    allowed: int
+    count: Callable[[Picture], int]
+
+
+#: Of design.md, section 6: what is built so far.
+ENTRIES = (
+    Entry(
+        "Direct Inversion + Prompt-to-Prompt",
+        650,
+        180,
+        partial(whole, correction=DIRECT_INVERSION),
+    ),
+    Entry("DDIM + Prompt-to-Prompt", 450, 210, partial(whole, correction=UNCORRECTED)),
+    Entry(
+        "DDIM + Prompt-to-Prompt, with its reconstruction",
+        450,
+        250,
+        partial(whole, correction=UNCORRECTED, keep_source=True),
+    ),
+    Entry(
+        "a second edit of the same trajectory",
+        650,
+        130,
+        partial(edit, correction=DIRECT_INVERSION, target=SECOND),
+    ),
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Count, and print the table; 1 where an edit costs more than is allowed."""
+    parser = argparse.ArgumentParser(prog="dev.py bench rows", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/rows.md")
+    options = parser.parse_args(arguments)
+    picture = invert()
+    print(f"{'edit, ' + str(STEPS) + ' steps':50} {'published':>9} {'allowed':>8} {'ours':>6}")
+    counted = []
+    for entry in ENTRIES:
+        ours = entry.count(picture)
+        counted.append((entry, ours))
+        excess = "  too many" if ours > entry.allowed else ""
+        print(f"{entry.name:50} {entry.published:9} {entry.allowed:8} {ours:6}{excess}", flush=True)
+    if options.write:
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
+        RESULTS.write_text(_page(counted), encoding="utf-8")
+    return int(any(ours > entry.allowed for entry, ours in counted))
+
+
+def _page(counted: list[tuple[Entry, int]]) -> str:
+    """The table as Markdown, with the day and the machine."""
+    lines = [
+        "# UNet rows per edit",
+        "",
+        f"{STEPS} steps, one picture, guidance {CFG}, cross window 0.4, self window 0.6.",
+        "A row is a batch element that went through the UNet.",
+        "`python dev.py bench rows --write` makes this page.",
+        "",
+        "| edit | published | allowed | ours |",
+        "|---|---|---|---|",
+        *(f"| {e.name} | {e.published} | {e.allowed} | {ours} |" for e, ours in counted),
+        "",
+        f"Counted on {datetime.date.today():%d %B %Y}: {_machine()}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _machine() -> str:
+    """Processor, cores and torch."""
+    return f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    """The processor's name as the system knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
