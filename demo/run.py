@@ -29,7 +29,9 @@ class DemoError(Exception):
     """The demo did not come to its end; the message says why."""
 
 
-async def follow(url: str, prompt: dict) -> AsyncIterator[tuple[str, dict]]:
+async def follow(
+    url: str, prompt: dict, extra_data: dict | None = None
+) -> AsyncIterator[tuple[str, dict]]:
     """Queue a prompt and yield (kind, data) of all the server tells of it, its end being the last.
 
     The first is ("queued", the server's answer); a latent preview is ("preview", {"bytes": ...}).
@@ -37,7 +39,8 @@ async def follow(url: str, prompt: dict) -> AsyncIterator[tuple[str, dict]]:
     client = uuid.uuid4().hex
     session = aiohttp.ClientSession(url)
     async with session, session.ws_connect(f"/ws?clientId={client}", max_msg_size=0) as socket:
-        answer = await session.post("/prompt", json={"prompt": prompt, "client_id": client})
+        wish = {"prompt": prompt, "client_id": client, "extra_data": extra_data or {}}
+        answer = await session.post("/prompt", json=wish)
         if answer.status != 200:
             raise DemoError(f"The server refused the workflow. {refusal(await answer.json())}")
         queued = await answer.json()

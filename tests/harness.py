@@ -96,16 +96,17 @@ class Server:
         """Queue a prompt and wait for its history entry."""
         return self.wait(self.queue(prompt), timeout)
 
-    def events(self, prompt, on_event=lambda kind, data: None):
+    def events(self, prompt, on_event=lambda kind, data: None, extra_data=None):
         """Run a prompt and return every (kind, data) the websocket told, previews among them.
 
         `on_event(kind, data)` hears each as it comes, and may call `interrupt`. An error is an
-        event here ("execution_error", "execution_interrupted"), not an exception.
+        event here ("execution_error", "execution_interrupted"), not an exception. `extra_data`
+        goes with the prompt: {"preview_method": "latent2rgb"} asks for previews.
         """
 
         async def listen():
             heard = []
-            async for kind, data in follow(self.url, prompt):
+            async for kind, data in follow(self.url, prompt, extra_data):
                 heard.append((kind, data))
                 on_event(kind, data)
             return heard
