@@ -17,77 +17,61 @@ from pathlib import Path
 
 import torch
 
-from ..hosts.diffusers import DiffusersUNet, Prompt
-from ..pipelines.attention.bank import Bank
 from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
-from ..pipelines.couplings import ddim
 from ..pipelines.denoiser import RowCount
-from ..pipelines.editing import DIRECT_INVERSION, UNCORRECTED, Branches, Correction, Edit
-from ..pipelines.schedule import ddim_timesteps, vp_scale
-from ..pipelines.trajectory import Recipe, Trajectory
+from ..pipelines.editing import DIRECT_INVERSION, UNCORRECTED, Correction
+from ..pipelines.trajectory import Trajectory
 from .golden import Folder, open_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "rows.md"
 DATA = ROOT / "tests" / "data"
 
-STEPS, CFG = 50, 7.5
+STEPS = 50
 SOURCE, TARGET = "a red circle on a green field", "a blue circle on a green field"
 SECOND = "a red circle on a green field with yellow flowers"
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """An inverted picture and the model it was inverted with."""
+    """An inverted picture, the model it was inverted with, and the rows that it cost."""
 
     folder: Folder
     trajectory: Trajectory
-
-    @property
-    def unet(self) -> DiffusersUNet:
-        """The network."""
-        return self.folder.unet
-
-    def prompts(self, target: str) -> tuple[Prompt, Prompt, Prompt]:
-        """Source, target and empty prompt."""
-        source, rewritten, empty = map(self.folder.prompt, (SOURCE, target, ""))
-        return source, rewritten, empty
+    rows: int
 
 
 def invert() -> Picture:
-    """Invert the test picture; its recipe holds the rows spent."""
+    """Invert the picture of the tests."""
     folder = open_folder(DATA / "quick", DATA / "model")
-    levels = folder.unet.sigmas
-    sigmas = torch.cat([levels[:1], levels[ddim_timesteps(STEPS)]])
+    unet, rows = folder.unet, RowCount()
     x0 = folder.case("ddim_inversion").tensors["x0"]
-    rows = RowCount()
-    denoise = folder.unet.denoiser(folder.prompt(SOURCE), rows=rows)
-    latents = ddim(denoise, x0 / vp_scale(sigmas[0]), sigmas, scale=vp_scale)
-    return Picture(folder, Trajectory(latents, sigmas, x0, Recipe("ddim", rows=rows.rows)))
+    trajectory = unet.invert(x0, folder.prompt(SOURCE), unet.ddim_sigmas(STEPS), rows=rows)
+    return Picture(folder, trajectory, rows.rows)
 
 
 def edit(
     picture: Picture, correction: Correction, *, target: str = TARGET, keep_source: bool = False
 ) -> int:
     """Rows of one edit under Prompt-to-Prompt with the published windows."""
-    source, rewritten, empty = picture.prompts(target)
+    source, rewritten, empty = map(picture.folder.prompt, (SOURCE, target, ""))
     rows = RowCount()
-    bank = Bank(rewrite_prompt(source.tokens, rewritten.tokens), STEPS)
-    denoiser = partial(picture.unet.denoiser, rows=rows)
-    branches = Branches(
-        target=denoiser(rewritten, empty, cfg=CFG, hook=bank.inject),
-        source=denoiser(source, empty, cfg=CFG, hook=bank.record),
-        record=denoiser(source, hook=bank.record),
-    )
-    Edit(
-        picture.trajectory, branches, correction=correction, bank=bank, keep_source=keep_source
+    picture.folder.unet.edit(
+        picture.trajectory,
+        source,
+        rewritten,
+        empty,
+        control=rewrite_prompt(source.tokens, rewritten.tokens),
+        correction=correction,
+        keep_source=keep_source,
+        rows=rows,
     ).run()
     return rows.rows
 
 
 def whole(picture: Picture, correction: Correction, *, keep_source: bool = False) -> int:
     """Rows of an inversion and its first edit."""
-    return picture.trajectory.recipe.rows + edit(picture, correction, keep_source=keep_source)
+    return picture.rows + edit(picture, correction, keep_source=keep_source)
 
 
 @dataclass(frozen=True)
@@ -148,7 +132,7 @@ def _page(counted: list[tuple[Entry, int]]) -> str:
     lines = [
         "# UNet rows per edit",
         "",
-        f"{STEPS} steps, one picture, guidance {CFG}, cross window 0.4, self window 0.6.",
+        f"{STEPS} steps, one picture, guidance 7.5, cross window 0.4, self window 0.6.",
         "A row is a batch element that went through the UNet.",
         "`python dev.py bench rows --write` makes this page.",
         "",
