@@ -33,8 +33,35 @@ def node_types(page):
 
 
 def missing_nodes(page):
-    """The types of the nodes in the graph that this ComfyUI does not know."""
-    return page.evaluate("app.graph.nodes.filter(node => !node.comfyClass).map(node => node.type)")
+    """The types of the nodes in the graph that this ComfyUI does not know; notes are known."""
+    unknown = "node => !node.comfyClass && !node.isVirtualNode"
+    return page.evaluate(f"app.graph.nodes.filter({unknown}).map(node => node.type)")
+
+
+def widget_values(page):
+    """What a saved workflow keeps of every node's widgets, by the node's id."""
+    return page.evaluate(
+        "Object.fromEntries(app.graph.serialize().nodes.map(n => [n.id, n.widgets_values ?? []]))"
+    )
+
+
+def click_button(page, label):
+    """Press a node's button, which is an element in one renderer and painted in the other."""
+    element = page.locator("[data-node-id]").get_by_text(label)
+    if element.count():
+        element.click()
+        return
+    x, y = page.evaluate(
+        """label => {
+            const find = node => node.widgets?.find(w => (w.label ?? w.name) === label)
+            const node = app.graph.nodes.find(find), widget = find(node)
+            const {scale, offset} = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect()
+            const [x, y] = [node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10]
+            return [box.x + (x + offset[0]) * scale, box.y + (y + offset[1]) * scale]
+        }""",
+        label,
+    )
+    page.mouse.click(x, y)
 
 
 def run(page, timeout=300):

@@ -1,0 +1,141 @@
+"""The shipped workflows in the real front end, in both of its renderers."""
+
+import json
+from pathlib import Path
+
+import palimpsest
+from palimpsest.dev import PACK
+from palimpsest.tests.browser.front_end import (
+    choose_template,
+    graph_to_prompt,
+    load_workflow,
+    missing_nodes,
+    open_app,
+    open_templates,
+    run,
+    widget_values,
+)
+from palimpsest.tests.server.pictures import (
+    api_form,
+    demo_pictures,
+    find,
+    kept_outside,
+    painted_inside,
+)
+
+WORKFLOWS = Path(palimpsest.__file__).parent / "workflows"
+DEMO = WORKFLOWS / "palimpsest_demo.json"
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+
+
+def test_the_demo_is_found_loaded_and_run_from_the_templates_dialog(page, server, screenshot):
+    server.post("free", {"free_memory": True})  # nothing is cached: the run is a whole one
+    names = open_templates(page, PACK)
+    assert sorted(names) == NAMES
+    screenshot("templates")
+    choose_template(page, DEMO.stem)
+    assert missing_nodes(page) == []
+    assert graph_to_prompt(page) == api_form()
+    ended = run(page)
+    assert ended["kind"] == "execution_success"
+    entry = server.wait(ended["prompt_id"])
+    assert server.rows(entry) == 180
+    pictures = demo_pictures(server, entry)
+    edit, round_trip = kept_outside(pictures)
+    assert edit >= round_trip - 3
+    assert painted_inside(pictures["edit"]) >= 0.8
+    page.wait_for_timeout(1000)  # the pictures are drawn
+    screenshot("done")
+
+
+def test_every_workflow_loads_and_is_saved_as_it_was_shipped(page):
+    for name in NAMES:
+        shipped = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+        load_workflow(page, shipped, name)
+        assert missing_nodes(page) == [], name
+        kept = {str(node["id"]): node["widgets_values"] for node in shipped["nodes"]}
+        assert widget_values(page) == kept, name
+        links = page.evaluate("app.graph.serialize().links")
+        assert sorted(links) == sorted(shipped["links"]), name
+        page.wait_for_timeout(500)  # the nodes get their sizes
+        shown = boxes(page)
+        covered = [(a[0], b[0]) for a in shown for b in shown if a is not b and overlap(a, b)]
+        assert covered == [], name
+
+
+def boxes(page):
+    """Name, x, y, width, and height below the title, of every node as it is drawn."""
+    return page.evaluate(
+        """() => app.graph.nodes.map(node => {
+            const drawn = document.querySelector(`[data-node-id="${node.id}"]`)
+            const height = drawn ? drawn.offsetHeight - 30 : node.size[1]
+            return [node.title, ...node.pos, drawn?.offsetWidth ?? node.size[0], height]
+        })"""
+    )
+
+
+def overlap(a, b, title=30):
+    """Whether two boxes (name, x, y, width, height below the title) share any point."""
+    _, ax, ay, aw, ah = a
+    _, bx, by, bw, bh = b
+    return ax < bx + bw and bx < ax + aw and ay - title < by + bh and by - title < ay + ah
+
+
+def test_a_run_leaves_one_report_in_a_node_and_no_trace_in_the_workflow(page, server, screenshot):
+    load_workflow(page, few_steps(DEMO))
+    before = widget_values(page)
+    invert, edit = (find(api_form(), f"Palimpsest{name}") for name in ("InvertDDIM", "Edit"))
+    assert reports(page) == {}
+    for cfg in (3, 4):
+        set_widget(page, edit, "cfg", cfg)
+        assert run(page)["kind"] == "execution_success"
+    page.wait_for_timeout(500)
+    shown = reports(page)
+    assert sorted(shown) == sorted([invert, edit])
+    (inverted,), (edited,) = shown[invert], shown[edit]
+    assert inverted.startswith("3 steps, 3 UNet rows, ")
+    assert edited.splitlines()[1] == "reconstruction: exact"
+    for text in (inverted, edited):
+        assert page.get_by_text(text.splitlines()[0]).is_visible()
+    screenshot("reports")
+    set_widget(page, edit, "cfg", 7.5)
+    assert widget_values(page) == before
+    assert "palimpsest_report" not in json.dumps(graph_to_prompt(page))
+
+
+def few_steps(path):
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    (invert,) = (node for node in workflow["nodes"] if node["type"] == "PalimpsestInvertDDIM")
+    invert["widgets_values"][0] = 3
+    return workflow
+
+
+def set_widget(page, node, name, value):
+    page.evaluate(
+        """([node, name, value]) => {
+            app.graph.getNodeById(node).widgets.find(w => w.name === name).value = value }""",
+        [int(node), name, value],
+    )
+
+
+def reports(page):
+    """The texts of the report widgets, by the id of the node that has them."""
+    return page.evaluate(
+        """() => Object.fromEntries(app.graph.nodes.map(node => [String(node.id),
+            (node.widgets ?? []).filter(w => w.name === 'palimpsest_report').map(w => w.value)
+        ]).filter(([_, texts]) => texts.length))"""
+    )
+
+
+def test_a_reload_keeps_every_value_in_its_place(page, server):
+    load_workflow(page, few_steps(DEMO), "kept")
+    assert run(page)["kind"] == "execution_success"
+    invert = find(api_form(), "PalimpsestInvertDDIM")
+    set_widget(page, invert, "refinement", 2)
+    values = widget_values(page)
+    stored = page.evaluate("JSON.stringify(app.graph.serialize())")
+    open_app(page, server.url)
+    load_workflow(page, json.loads(stored), "again")
+    assert widget_values(page) == values
+    inputs = graph_to_prompt(page)[invert]["inputs"]
+    assert (inputs["steps"], inputs["convention"], inputs["refinement"]) == (3, "destination", 2)
