@@ -6,10 +6,11 @@ python dev.py bench parity [DIR...] [--only PATTERN,PATTERN] [--model DIR]
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,22 +123,27 @@ def _run_edit(folder: Folder, case: Case, correction: Correction) -> Result:
 
 
 def _control(case: Case, source: Prompt, target: Prompt) -> PromptToPrompt:
-    """The published controller of a case."""
+    """The published controller of a case; it passes over words that the target does not have."""
     settings = case.settings
     cross = settings["cross_replace_steps"]
     cross = cross if isinstance(cross, dict) else {"default_": cross}
     windows = {w: _window(b) for w, b in ({"default_": 1.0} | cross).items()}
     weights = settings.get("eq_params") or {"words": [], "values": []}
+    default, known = windows.pop("default_"), {word.text for word in target.tokens.words}
     return rewrite_prompt(
         source.tokens,
         target.tokens,
         mode="replace" if settings["is_replace_controller"] else "refine",
-        cross_window=windows.pop("default_"),
+        cross_window=default,
         self_window=_window(settings["self_replace_steps"]),
-        weights=dict(zip(weights["words"], weights["values"], strict=True)),
-        word_windows=windows,
+        weights=_of_words(known, zip(weights["words"], weights["values"], strict=True)),
+        word_windows=_of_words(known, windows.items()),
         published_tail=True,
     )
+
+
+def _of_words(known: set[str], pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    return {word: value for word, value in pairs if word in known}
 
 
 def _window(bound: float | list[float]) -> tuple[float, float]:

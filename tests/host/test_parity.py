@@ -104,6 +104,16 @@ def test_cross_windows_may_be_one_number_as_the_published_code_allows(copy):
     assert run(copy, "--only", "ddim_p2p_replace") == 0
 
 
+def test_words_that_the_target_lacks_are_passed_over_as_the_published_code_does(copy):
+    file = copy / "di_p2p_reweight.json"
+    settings = json.loads(file.read_text())
+    settings["eq_params"]["words"].append("horse")
+    settings["eq_params"]["values"].append(9)
+    settings["cross_replace_steps"]["red"] = 1.0
+    file.write_text(json.dumps(settings))
+    assert run(copy, "--only", "di_p2p_reweight") == 0
+
+
 def test_patterns_choose_cases(capsys):
     assert run(QUICK, "--only", "ddim_inv*,di_p2p_rew?ight") == 0
     assert set(lines_of(capsys.readouterr().out)) == {"ddim_inversion", "di_p2p_reweight"}
