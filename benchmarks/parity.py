@@ -107,18 +107,16 @@ def _run_edit(folder: Folder, case: Case, correction: Correction) -> Result:
         keep_source=True,
         rows=rows,
     )
-    visited = [trajectory.start]
-    edited = whole.run(lambda _step, x, _denoised: visited.append(x))
-    scale = vp_scale(trajectory.sigmas[0])
-    final = {"source": edited.source, "target": edited.latent}
-    errors = {
-        f"final.{name}": _error(latent[0] * scale, case.tensors["final"][row])
-        for row, (name, latent) in enumerate(final.items())
-    }
+    walked = [(trajectory.start, trajectory.start)]
+    for i in range(trajectory.steps):
+        source_row, target_row = walked[-1]
+        stepped = whole.step(i, target_row, source_row)
+        walked.append((stepped.source, stepped.latent))
+    ours = torch.stack([torch.cat([source_row, row]) for source_row, row in walked], 1)
+    ours = torch.stack([_published_scale(row, trajectory.sigmas.flip(0)) for row in ours])
+    errors = _rowwise("final", ours[:, -1], case.tensors["final"])
     if "traj" in case.tensors:
-        walked = torch.stack(visited)[:, 0]
-        ours = _published_scale(walked, trajectory.sigmas.flip(0))
-        errors["traj.target"] = _error(ours, case.tensors["traj"][:, 1])
+        errors |= _rowwise("traj", ours, _by_row(case, "traj"))
     return Result(errors, rows.rows)
 
 

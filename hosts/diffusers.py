@@ -133,11 +133,15 @@ class DiffusersUNet:
             refinement: See `couplings.ddim`.
             rows: Counts the rows spent.
         """
-        denoise = self.denoiser(prompt, rows=rows)
+        spent = RowCount()
+        denoise = self.denoiser(prompt, rows=spent)
         latents = ddim(
             denoise, x0, sigmas, scale=vp_scale, convention=convention, refinement=refinement
         )
-        return Trajectory(latents, sigmas, x0, Recipe("ddim", convention, refinement))
+        if rows is not None:
+            rows.add(spent.rows)
+        recipe = Recipe("ddim", convention, refinement, rows=spent.rows)
+        return Trajectory(latents, sigmas, x0, recipe)
 
     def edit(
         self,

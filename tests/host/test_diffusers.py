@@ -199,7 +199,7 @@ def test_a_picture_is_inverted_and_edited():
     unet, rows = FOLDER.unet, RowCount()
     source, target, empty = map(FOLDER.prompt, (SOURCE, TARGET, ""))
     trajectory = unet.invert(latents(), source, unet.ddim_sigmas(5), rows=rows)
-    assert rows.rows == 5
+    assert rows.rows == trajectory.recipe.rows == 5
     control = rewrite_prompt(source.tokens, target.tokens)
     edit = unet.edit(trajectory, source, target, empty, control=control, rows=rows)
     done = edit.run()

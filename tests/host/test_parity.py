@@ -67,6 +67,19 @@ def test_a_tensor_that_is_a_thousandth_off_fails(copy, name, capsys):
     assert lines_of(capsys.readouterr().out)[name][0] == pytest.approx(1e-3, rel=0.1)
 
 
+@pytest.mark.parametrize("row", [0, 1], ids=["source", "target"])
+@pytest.mark.parametrize("key", ["traj", "final"])
+@pytest.mark.parametrize("name", ["di_p2p_replace", "ddim_p2p_replace"])
+def test_each_row_is_compared_by_itself(copy, name, key, row, capsys):
+    file = copy / f"{name}.safetensors"
+    tensors = load_file(file)
+    tensors[key][..., row, :, :, :] *= 1.001
+    save_file(tensors, file)
+    assert run(copy, "--only", name) == 1
+    worst = f"{key}.{('source', 'target')[row]}"
+    assert worst in capsys.readouterr().out
+
+
 def test_nan_fails(copy):
     file = copy / "ddim_inversion.safetensors"
     save_file({k: t * torch.nan if k == "traj" else t for k, t in load_file(file).items()}, file)
