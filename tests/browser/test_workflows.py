@@ -82,7 +82,7 @@ def overlap(a, b, title=30):
 
 
 def test_a_run_leaves_one_report_in_a_node_and_no_trace_in_the_workflow(page, server, screenshot):
-    load_workflow(page, few_steps(DEMO))
+    load_workflow(page, few_steps(DEMO), "reported")
     before = widget_values(page)
     invert, edit = (find(api_form(), f"Palimpsest{name}") for name in ("InvertDDIM", "Edit"))
     assert reports(page) == {}
@@ -98,6 +98,12 @@ def test_a_run_leaves_one_report_in_a_node_and_no_trace_in_the_workflow(page, se
     for text in (inverted, edited):
         assert page.get_by_text(text.splitlines()[0]).is_visible()
     screenshot("reports")
+    page.get_by_text("Unsaved Workflow").first.click()  # the tab of the default graph
+    page.wait_for_function("app.graph.nodes.every(node => !/Palimpsest/.test(node.type))")
+    page.get_by_text("reported").first.click()
+    page.wait_for_function("app.graph.nodes.some(node => /Palimpsest/.test(node.type))")
+    page.wait_for_timeout(500)
+    assert reports(page) == shown
     set_widget(page, edit, "cfg", 7.5)
     assert widget_values(page) == before
     assert "palimpsest_report" not in json.dumps(graph_to_prompt(page))
@@ -139,3 +145,18 @@ def test_a_reload_keeps_every_value_in_its_place(page, server):
     assert widget_values(page) == values
     inputs = graph_to_prompt(page)[invert]["inputs"]
     assert (inputs["steps"], inputs["convention"], inputs["refinement"]) == (3, "destination", 2)
+
+
+def test_the_help_of_a_node_opens(page, screenshot):
+    load_workflow(page, DEMO)
+    page.evaluate(
+        """() => {
+            const node = app.graph.nodes.find(n => n.type === 'PalimpsestInvertDDIM')
+            app.canvas.selectNode(node)
+            app.canvas.centerOnNode(node)
+        }"""
+    )
+    page.get_by_test_id("info-button").click()
+    page.get_by_text("Traces a picture back to the noise").first.wait_for()
+    page.get_by_text("For researchers").wait_for()
+    screenshot("help")
