@@ -54,6 +54,11 @@ PROMPTS = {
 }
 
 
+def random(generator, *shape):
+    """Drawn in float64, whose draws have the same bits with every instruction set."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
 def alphas_cumprod():
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0)
@@ -74,7 +79,7 @@ def make_unet():
     unet = UNet2DConditionModel(**UNET).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(20)
     for name, parameter in unet.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = random(generator, *parameter.shape)
         parameter.copy_((_mean(name) + _spread(name, parameter) * noise).half())
     return unet
 
@@ -99,21 +104,19 @@ def encode(text):
     ids = [VOCABULARY.index(token) for token in tokens]
     ids += [VOCABULARY.index(END)] * (MAX_TOKENS - len(ids))
     generator = torch.Generator().manual_seed(21)
-    table, places = (
-        torch.randn(count, WIDTH, generator=generator) for count in (len(VOCABULARY), MAX_TOKENS)
-    )
+    table, places = (random(generator, count, WIDTH) for count in (len(VOCABULARY), MAX_TOKENS))
     own = table[ids] + 0.5 * places
     before = own.cumsum(0) / torch.arange(1, MAX_TOKENS + 1)[:, None]
     embedding = torch.nn.functional.layer_norm(own + before, (WIDTH,))
-    return tokens, torch.tensor([ids]), embedding[None]
+    return tokens, torch.tensor([ids]), embedding[None].float()
 
 
 def latent(seed, height=16, width=16):
     """A smooth random picture with a little grain, in model scale."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(1, 4, height // 4, width // 4, generator=generator)
+    coarse = random(generator, 1, 4, height // 4, width // 4)
     smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")
-    return smooth + 0.1 * torch.randn(smooth.shape, generator=generator)
+    return (smooth + 0.1 * random(generator, *smooth.shape)).float()
 
 
 # -- attention maps, and who edits them ----------------------------------------------------------

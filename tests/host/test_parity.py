@@ -191,7 +191,9 @@ def test_the_maker_makes_what_is_stored(maker, tmp_path):
     for name in ("unet.safetensors", "latents.safetensors"):
         made, stored = load_file(tmp_path / name), load_file(MODEL / name)
         assert made.keys() == stored.keys()
-        assert all(torch.equal(made[key], stored[key]) for key in made)
+        # The last bit of half precision, should another machine's rounding differ somewhere.
+        for key in made:
+            torch.testing.assert_close(made[key], stored[key], rtol=1e-3, atol=1e-6)
     settings, tensors = maker.make_case("di_p2p_reweight", unet.double())
     stored = golden.open_folder(QUICK, MODEL).case("di_p2p_reweight")
     assert settings == stored.settings
