@@ -8,10 +8,8 @@ STEPS = 12
 ADVANCED = {
     "add_noise": "disable",
     "noise_seed": 0,
-    "steps": STEPS,
     "cfg": 1.0,
     "sampler_name": "euler",
-    "scheduler": "simple",
     "start_at_step": 0,
     "end_at_step": 10000,
     "return_with_leftover_noise": "disable",
@@ -19,15 +17,15 @@ ADVANCED = {
 
 
 def sampled(graph):
-    """Sample the inverted latent with core's KSampler (Advanced)."""
-    prompts = {"positive": graph.described[0], "negative": graph.negative[0]}
-    return graph.add(
-        "KSamplerAdvanced",
-        model=graph.model[0],
-        latent_image=graph.inverted[1],
-        **prompts,
-        **ADVANCED,
-    )
+    """Sample the inverted latent with core's KSampler (Advanced), on the inversion's schedule."""
+    wires = {
+        "model": graph.model[0],
+        "positive": graph.described[0],
+        "negative": graph.negative[0],
+        "latent_image": graph.inverted[1],
+    }
+    schedule = {name: graph.inverted.inputs[name] for name in ("steps", "scheduler")}
+    return graph.add("KSamplerAdvanced", **wires, **ADVANCED, **schedule)
 
 
 def custom(graph, guider, noise=None, latent=None, sampler="euler", sigmas=None):
@@ -51,22 +49,28 @@ def distance(server, graph, latent):
 
 
 @pytest.mark.parametrize("convention", ["destination", "current"])
-def test_refined_latents_come_back_from_ksampler(server, convention):
-    graph = Editing(steps=STEPS, refinement=6, convention=convention)
+@pytest.mark.parametrize("refinement", [4, 6])
+def test_refined_latents_come_back_from_ksampler(server, convention, refinement):
+    graph = Editing(STEPS, scheduler="karras", refinement=refinement, convention=convention)
     assert distance(server, graph, sampled(graph)[0]) < 1e-3
 
 
+@pytest.mark.parametrize("scheduler", ["karras", "simple"])
 @pytest.mark.parametrize("convention", ["destination", "current"])
-def test_refining_is_what_brings_them_back(server, convention):
-    graph = Editing(steps=STEPS, convention=convention)
-    plain = distance(server, graph, sampled(graph)[0])
-    assert 3e-3 < plain < 1
+def test_refining_is_what_brings_them_back(server, scheduler, convention):
+    wish = {"scheduler": scheduler, "convention": convention}
+    plain, refined = (
+        distance(server, graph, sampled(graph)[0])
+        for graph in (Editing(STEPS, **wish), Editing(STEPS, refinement=6, **wish))
+    )
+    assert 2e-3 < plain < 1
+    assert refined < plain / 5
 
 
 @pytest.mark.parametrize("start", ["noise", "latent"])
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 def test_noise_and_sigmas_come_back_from_the_custom_sampler(server, start, strength):
-    graph = Editing(steps=STEPS, refinement=6, strength=strength)
+    graph = Editing(STEPS, scheduler="karras", refinement=6, strength=strength)
     guider = graph.add("BasicGuider", model=graph.model[0], conditioning=graph.described[0])
     if start == "noise":
         back = custom(graph, guider[0])
