@@ -35,7 +35,7 @@ class AutoencoderPlan:
 
     widths: Levels = (16, 32, 48, 64)
     encoder_blocks: Levels = (0, 1, 2, 3)
-    decoder_blocks: Levels = (1, 1, 3, 3)
+    decoder_blocks: Levels = (1, 2, 3, 3)
     steps: int = 5000
     decoder_steps: int = 3000
     batch: int = 8

@@ -186,7 +186,9 @@ def train_diffusion(
     """
     modules = nn.ModuleDict({"unet": painter.unet, "text": painter.text_encoder}).train()
     average = Average(modules, plan.decay)
-    optimiser = torch.optim.AdamW(modules.parameters(), lr=plan.peak_rate, betas=(0.9, 0.99))
+    optimiser = torch.optim.AdamW(
+        modules.parameters(), lr=plan.peak_rate, betas=(0.9, 0.99), fused=True
+    )
     parts = {"modules": modules, "average": average, "optimiser": optimiser}
     step = first = load_checkpoint(checkpoint, parts)
     painter.unet.set_attn_processor(PlainAttention())

@@ -105,6 +105,7 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
+    config._attn_implementation = "eager"  # on a CPU its gradient is quicker than the fused one
     return CLIPTextModel(config)
 
 
