@@ -46,8 +46,9 @@ class InvertDDIM(io.ComfyNode):
                 io.Combo.Input(
                     "scheduler",
                     options=comfy.samplers.SCHEDULER_NAMES,
-                    default="simple",
-                    tooltip="How the stages are spread. Not read if sigmas are connected.",
+                    default="ddim_uniform",
+                    tooltip="How the stages are spread: ddim_uniform is the published grid. Not "
+                    "read if sigmas are connected.",
                 ),
                 io.Float.Input(
                     "strength",
