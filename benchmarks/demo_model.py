@@ -4,7 +4,6 @@ python dev.py bench demo_model [--count 200] [--weights DIR] [--publish]
 """
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ..demo.train import save_grid
 from ..demo.train_autoencoder import psnr
 from ..demo.train_data import held_out_scenes, images_of
 from ..demo.train_diffusion import sample
+from .machine import describe_machine
 
 CFG = 5.0
 STEPS = 30
@@ -128,7 +128,7 @@ def _row_time(painter: Painter) -> Figure:
 def _table(figures: list[Figure], count: int) -> str:
     lines = [
         f"{count} held-out captions, CFG {CFG:g}, {STEPS} steps of DDIM. "
-        f"{date.today().isoformat()}, {_machine()}.",
+        f"{date.today().isoformat()}, {describe_machine()}.",
         "",
         "| figure | measured | wanted | reached |",
         "| --- | --- | --- | --- |",
@@ -136,16 +136,6 @@ def _table(figures: list[Figure], count: int) -> str:
     for f in figures:
         lines.append(f"| {f.name} | {f.value} | {f.wanted} | {'yes' if f.reached else '**no**'} |")
     return "\n".join(lines) + "\n"
-
-
-def _machine() -> str:
-    """Processor, threads and torch, in words."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].split(":")[1].strip() if models else name
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _publish(table: str, paintings: Tensor) -> None:
