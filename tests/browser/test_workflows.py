@@ -86,7 +86,8 @@ def test_a_run_leaves_one_report_in_a_node_and_no_trace_in_the_workflow(page, se
     before = widget_values(page)
     invert, edit = (find(api_form(), f"Palimpsest{name}") for name in ("InvertDDIM", "Edit"))
     assert reports(page) == {}
-    for cfg in (3, 4):
+    shipped = before[edit][0]
+    for cfg in (shipped + 1, shipped + 2):
         set_widget(page, edit, "cfg", cfg)
         assert run(page)["kind"] == "execution_success"
     page.wait_for_timeout(500)
@@ -104,7 +105,7 @@ def test_a_run_leaves_one_report_in_a_node_and_no_trace_in_the_workflow(page, se
     page.wait_for_function("app.graph.nodes.some(node => /Palimpsest/.test(node.type))")
     page.wait_for_timeout(500)
     assert reports(page) == shown
-    set_widget(page, edit, "cfg", 7.5)
+    set_widget(page, edit, "cfg", shipped)
     assert widget_values(page) == before
     assert "palimpsest_report" not in json.dumps(graph_to_prompt(page))
 
