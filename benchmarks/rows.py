@@ -8,20 +8,17 @@ run, on the small model of the tests. With --write the table goes to benchmarks/
 
 import argparse
 import datetime
-import os
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-import torch
 
 from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
 from ..pipelines.denoiser import RowCount
 from ..pipelines.editing import DIRECT_INVERSION, UNCORRECTED, Correction
 from ..pipelines.trajectory import Trajectory
 from .golden import Folder, open_folder
+from .machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "rows.md"
@@ -140,21 +137,6 @@ def _page(counted: list[tuple[Entry, int]]) -> str:
         "|---|---|---|---|",
         *(f"| {e.name} | {e.published} | {e.allowed} | {ours} |" for e, ours in counted),
         "",
-        f"Counted on {datetime.date.today():%d %B %Y}: {_machine()}.",
+        f"Counted on {datetime.date.today():%d %B %Y}: {describe_machine()}.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _machine() -> str:
-    """Processor, cores and torch."""
-    return f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}"
-
-
-def _processor() -> str:
-    """The processor's name as the system knows it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
