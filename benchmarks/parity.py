@@ -252,7 +252,8 @@ def _run_case(folder: Folder, name: str) -> bool | None:
     case = folder.case(name)
     runner = runner_of(case)
     if runner is None:
-        print(f"{name:32} not built yet: {case.method}")
+        missing = "LocalBlend" if case.settings.get("blend_words") else case.method
+        print(f"{name:32} not built yet: {missing}")
         return None
     result = runner(folder, case)
     published = sum(part["samples"] for part in case.settings["nfe"].values())
