@@ -49,9 +49,13 @@ def distance(server, graph, latent):
 
 
 @pytest.mark.parametrize("convention", ["destination", "current"])
-@pytest.mark.parametrize("refinement", [4, 6])
-def test_refined_latents_come_back_from_ksampler(server, convention, refinement):
-    graph = Editing(STEPS, scheduler="karras", refinement=refinement, convention=convention)
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "refinement"),
+    [("ddim_uniform", 50, 4), ("karras", STEPS, 4), ("karras", STEPS, 6)],
+)
+def test_refined_latents_come_back_from_ksampler(server, convention, scheduler, steps, refinement):
+    wish = {"scheduler": scheduler, "refinement": refinement, "convention": convention}
+    graph = Editing(steps, **wish)
     assert distance(server, graph, sampled(graph)[0]) < 1e-3
 
 
