@@ -13,6 +13,24 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 WEIGHTS = Path(__file__).parent / "weights"
 
 _TEXT_PREFIX = "text_model."
+_TEXT_CONFIG = (
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "hidden_act",
+    "hidden_size",
+    "initializer_factor",
+    "initializer_range",
+    "intermediate_size",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "pad_token_id",
+    "projection_dim",
+    "vocab_size",
+)
 
 
 @dataclass(frozen=True)
@@ -71,9 +89,10 @@ def write_painter(folder: Path, painter: Painter, scheduler: DDIMScheduler) -> N
     unet.half().save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
     text = painter.text_encoder
-    config = text.config.to_dict()
-    config.pop("transformers_version", None)
-    _write_json(folder / "text_encoder" / "config.json", {**config, "dtype": "float16"})
+    known = text.config.to_dict()
+    config = {name: known[name] for name in _TEXT_CONFIG}
+    head = {"architectures": ["CLIPTextModel"], "dtype": "float16"}
+    _write_json(folder / "text_encoder" / "config.json", {**head, **config})
     # The names of every published checkpoint: newer transformers dropped the prefix in memory.
     state = {
         f"{_TEXT_PREFIX}{name.removeprefix(_TEXT_PREFIX)}": value.half().contiguous().cpu()
