@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     print(table)
     _RESULTS.mkdir(exist_ok=True)
     (_RESULTS / "demo_model.md").write_text(f"# The embedded model\n\n{table}", encoding="utf-8")
-    save_grid(paintings[:40], _RESULTS / "demo_model.png")
+    save_grid(paintings[:40], _RESULTS / "demo_model.jpg")
     if options.publish:
         _publish(table, paintings)
     return 0 if all(figure.reached for figure in quality) else 1
@@ -144,4 +144,4 @@ def _publish(table: str, paintings: Tensor) -> None:
     before, rest = text.split(_BEGIN)
     after = rest.split(_END)[1]
     _README.write_text(f"{before}{_BEGIN}\n\n{table}\n{_END}{after}", encoding="utf-8")
-    save_grid(paintings[:24], _README.parent / "samples.png")
+    save_grid(paintings[:24], _README.parent / "samples.jpg")

@@ -1,8 +1,10 @@
 """Tells by rules what a picture shows: the scene of `scenes.py` that explains it best.
 
-The background comes first, from the picture's border. Then scenes compete: inside an object's
-outline a pixel costs its squared distance to the drawing, outside it the squared distance to the
-nearest tone of the background. Correlation proposes outlines, local search refines them.
+The background comes first, from the picture's border. Then explanations compete: outside an
+object's outline a pixel costs its squared distance to the nearest tone of the background; inside
+it, first that to the nearest tone of the object's colour, which finds colour, shape and place
+(correlation proposes outlines, local search refines them), then that to the drawing, whose stripes
+or dots may lie anywhere, which finds the texture.
 """
 
 from dataclasses import dataclass, replace
@@ -21,8 +23,10 @@ from .scenes import (
     SHAPES,
     TEXTURES,
     Scene,
+    dots,
     painted,
     render,
+    stripes,
     tones,
 )
 
@@ -30,7 +34,7 @@ _BORDER = 14
 _STEP = 2
 _SIZES = tuple(float(size) for size in range(26, 43, 2))
 _TRUST = 0.2
-_FINALISTS = 4
+_FINALISTS = 6
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,12 @@ def judge(image: Tensor) -> Judgement:
     image = image.detach().float().cpu().clamp(0, 1)
     background = judge_background(image)
     rest = _distance_to(image, _background_tones(background)) ** 2
-    ranked = [(_cost(image, rest, scene), scene) for scene in _proposals(image, rest, background)]
-    ranked.sort(key=lambda entry: entry[0])
+    finalists = [
+        _refined(_advantage(image, rest, scene.color), cost, scene)
+        for cost, scene in _proposals(image, rest, background)[:_FINALISTS]
+    ]
     cost, scene = min(
-        (_refined(image, rest, *entry) for entry in ranked[:_FINALISTS]), key=lambda entry: entry[0]
+        (_with_texture(image, rest, scene) for _, scene in finalists), key=lambda entry: entry[0]
     )
     return Judgement(
         color=scene.color,
@@ -86,7 +92,7 @@ def judge(image: Tensor) -> Judgement:
         x=scene.x,
         y=scene.y,
         size=scene.size,
-        error=(cost / (3 * CANVAS**2)) ** 0.5,
+        error=(max(cost, 0.0) / (3 * CANVAS**2)) ** 0.5,
     )
 
 
@@ -116,28 +122,38 @@ def pixels_of_color(image: Tensor, color: str) -> Tensor:
 # --- candidates ---------------------------------------------------------------------------------
 
 
-def _proposals(image: Tensor, rest: Tensor, background: str) -> list[Scene]:
-    """For every colour its two best shapes, each in every texture, where they fit best."""
-    scenes = []
+def _proposals(image: Tensor, rest: Tensor, background: str) -> list[tuple[float, Scene]]:
+    """For every colour its best shapes where they fit best, with their costs, cheapest first."""
+    ranked = []
     for color in COLORS:
         if (color, background) in EXCLUDED:
             continue
-        cost = _distance_to(image, _object_tones(color)) ** 2
-        gain = (rest.sqrt() - cost.sqrt()).clamp(-_TRUST, _TRUST)
-        for shape, x, y, size in _best_outlines(gain):
-            for texture in TEXTURES:
-                scenes.append(Scene(color, shape, texture, background, x, y, size, 0))
-    return scenes
+        own = _distance_to(image, _object_tones(color))
+        advantage = own**2 - rest
+        for shape, x, y, size in _best_outlines((rest.sqrt() - own).clamp(-_TRUST, _TRUST)):
+            scene = Scene(color, shape, "plain", background, x, y, size, 0)
+            ranked.append((_outline_cost(advantage, scene), scene))
+    return sorted(ranked, key=lambda entry: entry[0])
+
+
+def _advantage(image: Tensor, rest: Tensor, color: str) -> Tensor:
+    """What every pixel costs more, or less, as part of an object of a colour."""
+    return _distance_to(image, _object_tones(color)) ** 2 - rest
+
+
+def _outline_cost(advantage: Tensor, scene: Scene) -> float:
+    """What an outline adds to the cost of a picture that shows nothing but background."""
+    return (painted(scene)[1] * advantage).sum().item()
 
 
 def _best_outlines(gain: Tensor) -> list[tuple[str, float, float, float]]:
-    """The two shapes that gather most gain, with their places: correlation with all outlines."""
+    """The three shapes that gather most gain, with their places: correlation with all outlines."""
     small = F.avg_pool2d(gain[None, None], _STEP)[0, 0]
     scores = torch.fft.irfft2(torch.fft.rfft2(small) * _outline_spectra().conj())
     side = small.shape[-1]
     best, places = scores.flatten(2).max(-1)
     found = []
-    for s in best.amax(1).argsort(descending=True)[:2].tolist():
+    for s in best.amax(1).argsort(descending=True)[:3].tolist():
         k = int(best[s].argmax())
         row, column = divmod(int(places[s, k]), side)
         x, y = (float(_STEP * shift) for shift in (column, row))
@@ -157,15 +173,8 @@ def _outline_spectra() -> Tensor:
     return torch.stack(spectra).unflatten(0, (len(SHAPES), len(_SIZES)))
 
 
-def _cost(image: Tensor, rest: Tensor, scene: Scene) -> float:
-    """Squared error of a picture under an explanation; `rest [H, W]` is that of the background."""
-    paint, mask = painted(scene)
-    inside = ((image - paint) ** 2).sum(-1)
-    return (mask * inside + (1 - mask) * rest).sum().item()
-
-
-def _refined(image: Tensor, rest: Tensor, cost: float, scene: Scene) -> tuple[float, Scene]:
-    """Move and resize an object, by ever smaller steps, while the explanation gets better."""
+def _refined(advantage: Tensor, cost: float, scene: Scene) -> tuple[float, Scene]:
+    """Move and resize an outline, by ever smaller steps, while the explanation gets better."""
     for step in (2.0, 1.0, 0.5):
         for _ in range(6):
             moves = [
@@ -174,12 +183,46 @@ def _refined(image: Tensor, rest: Tensor, cost: float, scene: Scene) -> tuple[fl
                 for sign in (-1, 1)
             ]
             best_cost, best = min(
-                ((_cost(image, rest, move), move) for move in moves), key=lambda entry: entry[0]
+                (
+                    (_outline_cost(advantage, move), move)
+                    for move in moves
+                    if _SIZES[0] - 2 <= move.size <= _SIZES[-1] + 2
+                ),
+                key=lambda entry: entry[0],
             )
             if best_cost >= cost:
                 break
             cost, scene = best_cost, best
     return cost, scene
+
+
+def _with_texture(image: Tensor, rest: Tensor, scene: Scene) -> tuple[float, Scene]:
+    """The texture that explains an object's surface best, and the cost of the whole picture."""
+    paint, mask = painted(scene)
+    base, second = (torch.tensor(tone) for tone in tones(scene.color))
+    light = (paint.sum(-1) / base.sum())[..., None]
+    plain = ((image - base * light) ** 2).sum(-1)
+    other = ((image - second * light) ** 2).sum(-1)
+    start = (mask * plain + (1 - mask) * rest).sum().item()
+    change = (mask * (other - plain)).flatten()
+    costs = {"plain": start}
+    for texture in TEXTURES[1:]:
+        costs[texture] = start + (_patterns(texture) @ change).min().item()
+    best = min(costs, key=costs.__getitem__)
+    return costs[best], replace(scene, texture=best)
+
+
+@cache
+def _patterns(texture: str) -> Tensor:
+    """Coverage `[places, H * W]` of the canvas by stripes or dots, for many places of them."""
+    line = torch.arange(CANVAS) + 0.5
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    if texture == "striped":
+        distances = [stripes(x - shift * 2**0.5, y) for shift in range(0, 16, 2)]
+    else:
+        steps = [3.25 * i for i in range(8)]
+        distances = [dots(x - dx, y - dy) for dx in steps[:4] for dy in steps]
+    return torch.stack([(0.5 - distance).clamp(0, 1).flatten() for distance in distances])
 
 
 # --- tones and features -------------------------------------------------------------------------

@@ -123,7 +123,6 @@ def render(scene: Scene, resolution: int = CANVAS) -> tuple[Tensor, Tensor]:
     """
     x, y, _ = _grid(resolution)
     image = BACKGROUNDS[scene.background](x, y, scene.seed)
-
     image = image * (1 - 0.33 * _shadow(scene, x, y))[..., None]
     paint, mask = painted(scene, resolution)
     image = image + mask[..., None] * (paint - image)
@@ -176,8 +175,7 @@ def tones(color: str) -> tuple[Color, Color]:
     """The base colour and the second tone that stripes and dots of this colour have, in 0..1."""
     base = tuple(value / 255 for value in COLORS[color])
     target, share = (0.0, 0.42) if color in _LIGHT_COLORS else (1.0, 0.62)
-    second = tuple(value + share * (target - value) for value in base)
-    return base, second  # type: ignore[return-value]
+    return base, tuple(value + share * (target - value) for value in base)  # type: ignore[return-value]
 
 
 def _attributes() -> dict[str, tuple[str, ...]]:
@@ -202,8 +200,8 @@ def _coverage(distance: Tensor, unit: float) -> Tensor:
 
 def _distance(scene: Scene, x: Tensor, y: Tensor) -> Tensor:
     """Signed distance to the object's outline, in canvas units, negative inside."""
-    scale = scene.size
-    return scale * SHAPES[scene.shape]((x - scene.x) / scale, (y - scene.y) / scale)
+    x, y = (x - scene.x) / scene.size, (y - scene.y) / scene.size
+    return scene.size * SHAPES[scene.shape](x, y)
 
 
 def _shadow(scene: Scene, x: Tensor, y: Tensor) -> Tensor:
@@ -214,19 +212,21 @@ def _shadow(scene: Scene, x: Tensor, y: Tensor) -> Tensor:
 
 def _paint(scene: Scene, x: Tensor, y: Tensor, unit: float) -> Tensor:
     """The object's surface. The pattern is fixed to the object's centre."""
-    base, second = (torch.tensor(tone) for tone in tones(scene.color))
+    base, second = map(torch.tensor, tones(scene.color))
     if scene.texture == "plain":
         return base.expand(*x.shape, 3)
-    pattern = _stripes(x, y) if scene.texture == "striped" else _dots(x, y)
+    pattern = stripes(x, y) if scene.texture == "striped" else dots(x, y)
     return base + _coverage(pattern, unit)[..., None] * (second - base)
 
 
-def _stripes(x: Tensor, y: Tensor) -> Tensor:
+def stripes(x: Tensor, y: Tensor) -> Tensor:
+    """Signed distance to slanted stripes, negative inside."""
     along = (x + y) / math.sqrt(2)
     return ((along / 16) % 1 - 0.5).abs() * 16 - 3.6
 
 
-def _dots(x: Tensor, y: Tensor) -> Tensor:
+def dots(x: Tensor, y: Tensor) -> Tensor:
+    """Signed distance to staggered dots, negative inside."""
     spacing = 13.0
     row = torch.round(y / spacing)
     shift = spacing / 2 * (row % 2)

@@ -147,4 +147,4 @@ def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
     rows = [torch.cat(list(row), 2) for row in images.clamp(0, 1).split(columns)]
     rows = [row for row in rows if row.shape == rows[0].shape]
     grid = (torch.cat(rows, 1) * 255).round().byte().permute(1, 2, 0)
-    Image.fromarray(grid.numpy()).save(path)
+    Image.fromarray(grid.numpy()).save(path, quality=92)
