@@ -74,6 +74,8 @@ def _render_to(paths: tuple[Path, Path], scenes: list[Scene]) -> None:
     with get_context("fork").Pool(os.cpu_count(), _one_thread) as workers:
         for i, (image, mask) in enumerate(workers.imap(_bytes_of, scenes, chunksize=64)):
             images[i], masks[i] = image, mask
+        workers.close()  # leaving the block would otherwise end them by a signal
+        workers.join()
     images.flush()
     masks.flush()
     for draft, path in zip(drafts, paths, strict=True):
