@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import comfy.cldm.cldm
 import comfy.controlnet
+import comfy.model_management
 import comfy.ops
+import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import comfy.sd
@@ -231,3 +233,21 @@ def test_what_other_nodes_do_to_the_guidance_takes_effect_once(sd1):
     out = sample(sd1, None, torch.zeros_like(start), start, sigmas, EditGuider(overridden))
     assert relative(out, stronger) < 1e-4
     assert relative(edit(made)[0], stronger) > 1e-3
+
+
+def test_cancel_stops_before_the_next_call_of_the_network(sd1):
+    made, _ = agree.request(sd1, agree.Setting(latent_for(sd1)))
+    calls = []
+
+    def cancel_in_the_third(executor, *args, **options):
+        calls.append(len(args[0]))
+        if len(calls) == 3:
+            comfy.model_management.interrupt_current_processing()
+        return executor(*args, **options)
+
+    model = sd1.model.clone()
+    model.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, cancel_in_the_third)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        edit(replace(made, model=model))
+    assert len(calls) == 3
+    assert torch.equal(edit(made)[1], made.trajectory.origin)  # and the next run is whole
