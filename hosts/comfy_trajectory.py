@@ -15,7 +15,8 @@ from torch import Tensor
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.schedule import check_falling
 from ..pipelines.trajectory import Recipe, Trajectory, from_tensors, to_tensors
-from .comfy_editing import check_samples, describe
+from .comfy_checks import check_samples
+from .comfy_editing import describe
 
 SUFFIX = ".safetensors"
 

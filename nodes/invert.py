@@ -3,7 +3,8 @@
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..hosts.comfy_editing import invert, refuse_noise_mask
+from ..hosts.comfy_checks import refuse_noise_mask
+from ..hosts.comfy_editing import invert
 from ..hosts.comfy_trajectory import noise_of_trajectory, schedule
 from ..pipelines.errors import PalimpsestError
 from .wires import Trajectory, report

@@ -5,7 +5,8 @@ from dataclasses import replace
 import comfy.model_sampling
 import pytest
 import torch
-from palimpsest.hosts.comfy_editing import edit, invert, refuse_noise_mask
+from palimpsest.hosts.comfy_checks import refuse_noise_mask
+from palimpsest.hosts.comfy_editing import edit, invert
 from palimpsest.hosts.comfy_models import load_folder
 from palimpsest.hosts.comfy_trajectory import schedule, trajectory_from_latents
 from palimpsest.pipelines.errors import PalimpsestError

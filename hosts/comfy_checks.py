@@ -1,0 +1,69 @@
+"""What the ComfyUI host refuses, in one sentence each."""
+
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..pipelines.errors import PalimpsestError
+from ..pipelines.trajectory import Trajectory
+from .comfy import Conditioning, fingerprint, same_model
+
+
+def check_samples(model: ModelPatcher, samples: Tensor) -> None:
+    """Refuse a LATENT that the model cannot take.
+
+    Raises:
+        PalimpsestError: In one sentence.
+    """
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.ndim != 4 or samples.shape[1] != channels:
+        raise PalimpsestError(
+            f"The latent is {tuple(samples.shape)}, this model takes [batch, {channels}, height/8, "
+            "width/8]: encode the picture with this model's own VAE."
+        )
+    if not bool(torch.isfinite(samples).all()):
+        raise PalimpsestError(
+            "The latent holds NaN: the VAE overflowed or an earlier node failed; "
+            "encode the picture again, with the VAE in float32 or bfloat16."
+        )
+
+
+def refuse_noise_mask(latent: dict[str, Any], instead: str) -> None:
+    """Refuse a LATENT with a mask where it would be dropped in silence."""
+    if "noise_mask" in latent:
+        raise PalimpsestError(
+            "The latent carries a noise mask, but inversion is about the whole picture: "
+            f"remove Set Latent Noise Mask and give the mask to {instead}."
+        )
+
+
+def check_trajectory(model: ModelPatcher, trajectory: Trajectory) -> None:
+    """Refuse a trajectory of another model.
+
+    Raises:
+        PalimpsestError: In one sentence.
+    """
+    check_samples(model, trajectory.origin)
+    made = trajectory.recipe.model
+    if made and not same_model(made, fingerprint(model)):
+        raise PalimpsestError(
+            "The trajectory was made with another model than the one connected: connect the model "
+            "that inverted the picture, or invert again with this one."
+        )
+
+
+def check_owner(own: Tensor, conditioning: Conditioning, role: str) -> None:
+    """Refuse a conditioning that the control's words do not belong to."""
+    if len(conditioning) != 1:
+        raise PalimpsestError(
+            f"The {role} conditioning has {len(conditioning)} entries, a control takes one: "
+            "combine or area nodes cannot be used with it."
+        )
+    given = conditioning[0][0]
+    if given.shape != own.shape or not torch.equal(given.cpu(), own.cpu()):
+        raise PalimpsestError(
+            f"The {role} conditioning is not the one this control was made for: connect the "
+            f"{role} output of the same Prompt-to-Prompt node (ControlNet may stand between)."
+        )
