@@ -5,6 +5,7 @@ hold the schedule and every prompt with its tokens and embedding.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -128,3 +129,31 @@ def open_folder(path: Path, model_path: Path) -> Folder:
                 f"There is no {needed}: give a folder of golden cases, and its model by --model."
             )
     return Folder(path, model_path)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outcome of a case: the error of every tensor compared, and the rows spent."""
+
+    errors: dict[str, float]
+    rows: int
+
+    @property
+    def worst(self) -> tuple[float, str]:
+        """The largest error and the tensor that has it; NaN counts as infinite."""
+        return max((e if e == e else math.inf, name) for name, e in self.errors.items())
+
+
+def error(ours: Tensor, published: Tensor) -> float:
+    """Norm of the difference over norm of the published tensor."""
+    return float((ours - published).norm() / published.norm())
+
+
+def input_latent(folder: Folder, case: Case) -> Tensor:
+    """The input of a case: its own, or the one that it names as `FILE:KEY`."""
+    from safetensors.torch import load_file
+
+    if "x0" in case.tensors:
+        return case.tensors["x0"]
+    file, key = case.settings["x0"].split(":")
+    return load_file(folder.model_path / Path(file).name)[key]

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from ..pipelines.attention.bank import AttentionHook, Bank, Control, Role
 from ..pipelines.attention.tokens import PromptTokens, Word
 from ..pipelines.couplings import Convention, ddim
-from ..pipelines.denoiser import Denoiser, RowCount, guide
+from ..pipelines.denoiser import (
+    Denoiser,
+    Guidance,
+    RowCount,
+    constant,
+    guidance_of,
+    guide,
+    per_row,
+)
 from ..pipelines.editing import DIRECT_INVERSION, Branches, Correction, Edit
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.schedule import ddim_timesteps, sigma_from_alpha, vp_scale
@@ -74,7 +82,7 @@ class DiffusersUNet:
         positive: Prompt,
         negative: Prompt | None = None,
         *,
-        cfg: float = 1.0,
+        cfg: float | Guidance = 1.0,
         hook: AttentionHook | None = None,
         rows: RowCount | None = None,
     ) -> Denoiser:
@@ -83,29 +91,38 @@ class DiffusersUNet:
         Args:
             positive: What the picture shows.
             negative: The other end of the guidance; not evaluated at cfg 1.
-            cfg: Guidance scale.
+            cfg: Guidance scale, or one for every level.
             hook: Sees every attention call.
             rows: Counts the rows spent.
         """
+        guidance = constant(cfg) if isinstance(cfg, int | float) else cfg
         if negative is None and cfg != 1:
-            raise PalimpsestError(f"Guidance {cfg} needs a negative prompt; none was given.")
-        guided = negative is not None and cfg != 1
-        prompts = [negative, positive] if guided else [positive]
-        roles: list[Role] = ["uncond", "cond"] if guided else ["cond"]
-        log_sigmas = self.sigmas.log()
+            named = "other than 1" if callable(cfg) else cfg
+            raise PalimpsestError(f"Guidance {named} needs a negative prompt; none was given.")
 
         @torch.no_grad()
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            z = (x * vp_scale(sigma)).to(self.unet.dtype).repeat(len(prompts), 1, 1, 1)
-            timestep = (log_sigmas - sigma.double().log()).abs().argmin()
+            scale = guidance_of(guidance, sigma, x)
+            guided = negative is not None and bool(torch.as_tensor(scale != 1).any())
+            prompts = [negative, positive] if guided else [positive]
+            roles: list[Role] = ["uncond", "cond"] if guided else ["cond"]
+            z = x * per_row(vp_scale(sigma).to(x.dtype), x)
+            z = z.to(self.unet.dtype).repeat(len(prompts), 1, 1, 1)
+            timesteps = self._timesteps(sigma).expand(len(x)).repeat(len(prompts))
             with hooked(self.unet, hook, roles):
-                out = self.unet(z, timestep, **_conditions(prompts, len(x))).sample
+                out = self.unet(z, timesteps, **_conditions(prompts, len(x))).sample
             if rows is not None:
                 rows.add(len(z))
-            means = [self._mean(x, part.to(x.dtype), sigma) for part in out.chunk(len(prompts))]
-            return guide(means[1], means[0], cfg) if guided else means[0]
+            level = per_row(sigma, x).to(x.dtype)
+            means = [self._mean(x, part.to(x.dtype), level) for part in out.chunk(len(prompts))]
+            return guide(means[1], means[0], scale) if guided else means[0]
 
         return denoise
+
+    def _timesteps(self, sigma: Tensor) -> Tensor:
+        """The training timestep nearest to every level, in the shape of `sigma`."""
+        distance = self.sigmas.log().unsqueeze(-1) - sigma.double().log().reshape(1, -1)
+        return distance.abs().argmin(0).reshape(sigma.shape)
 
     def _mean(self, x: Tensor, predicted: Tensor, sigma: Tensor) -> Tensor:
         """The posterior mean from what the network predicted."""

@@ -1,6 +1,12 @@
 """Recorded chains: ways to give an image a latent at every noise level.
 
-DDIM inversion walks the probability-flow ODE upwards. One step down is
+Two chains draw them, and cost no model call:
+
+    markov        x' = x + sqrt(sigma'^2 - sigma^2) z          fresh z at every level
+    one noise     x' = x0 + sqrt(sigma'^2 - sigma_0^2) z        the same z at every level
+
+The first is the forward process whose reverse is the SDE, the second what a kept region is noised
+with. DDIM inversion walks the probability-flow ODE upwards. One step down is
 
     x = x' + (sigma - sigma') noise(x', sigma')                      sigma' > sigma
 
@@ -13,10 +19,13 @@ and going up one would need noise(x', sigma') before x' is known. Three ways out
 References:
     Song et al. 2020, Denoising Diffusion Implicit Models, arXiv:2010.02502, eq. 13 and 14
     Mokady et al. 2022, Null-text Inversion, arXiv:2211.09794, section 3.1 (destination)
+    Nie et al. 2023, The Blessing of Randomness: SDE Beats ODE in General Diffusion-based Image
+        Editing, arXiv:2311.01410, eq. 7 (markov)
     Pan et al. 2023, Effective Real Image Editing with Accelerated Iterative Diffusion Inversion,
         arXiv:2309.04907, section 3.2 (the implicit equation and its acceleration)
 """
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
@@ -26,6 +35,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser, noise_of
 from .errors import PalimpsestError
+from .noise import Draw
 from .schedule import Scale, check_rising
 from .solvers import fixed_point
 from .trajectory import line_end
@@ -97,3 +107,77 @@ def _step_up(
         return x + (sigma_next - sigma) * noise_of(x_next, denoise(x_next, sigma_next), sigma_next)
 
     return leap
+
+
+def markov(x0: Tensor, sigmas: Tensor, draw: Draw) -> Tensor:
+    """Noise an image level by level, each level from the one below it.
+
+    Args:
+        x0: [B, C, ...] float32, the image at `sigmas[0]`.
+        sigmas: [N+1] rising noise levels; the first may be 0.
+        draw: Asked N times, from the lowest level up.
+
+    Returns:
+        [N+1, B, C, ...] the chain, `x0` first.
+
+    Raises:
+        PalimpsestError: If the levels do not rise.
+    """
+    check_rising(sigmas)
+    latents = [x0]
+    for low, high in pairwise(sigmas.tolist()):
+        size = math.sqrt((high - low) * (high + low))
+        latents.append(latents[-1] + size * draw(x0))
+    return torch.stack(latents)
+
+
+def one_noise(x0: Tensor, sigmas: Tensor, noise: Tensor) -> Tensor:
+    """An image under the same noise at every level.
+
+    Args:
+        x0: [B, C, ...] float32, the image at `sigmas[0]`.
+        sigmas: [N+1] rising noise levels; the first may be 0.
+        noise: Of the shape of `x0`, standard normal.
+
+    Returns:
+        [N+1, B, C, ...] the chain, `x0` first.
+
+    Raises:
+        PalimpsestError: If the levels do not rise.
+    """
+    check_rising(sigmas)
+    low = float(sigmas[0])
+    sizes = [math.sqrt((s - low) * (s + low)) for s in sigmas.tolist()]
+    return torch.stack([x0 + size * noise for size in sizes])
+
+
+def denoise_chain(
+    denoise: Denoiser,
+    latents: Tensor,
+    sigmas: Tensor,
+    *,
+    levels_at_once: int = 8,
+    on_levels: Callable[[int], None] | None = None,
+) -> Tensor:
+    """The denoised guesses of a recorded chain, many levels in one call.
+
+    They depend on the chain alone, so no level waits for another.
+
+    Args:
+        denoise: The source's; it is called with one sigma per row.
+        latents: [N+1, B, C, ...] the chain.
+        sigmas: [N+1] its rising levels.
+        levels_at_once: Levels per call; 1 gives calls with one sigma.
+        on_levels: Called with the number of levels done.
+
+    Returns:
+        [N, B, C, ...] for the levels 1 to N: what `Trajectory.denoised` keeps.
+    """
+    images, guesses = latents.shape[1], []
+    for first in range(1, len(sigmas), levels_at_once):
+        x, levels = (t[first : first + levels_at_once] for t in (latents, sigmas))
+        sigma = levels[0] if levels_at_once == 1 else levels.repeat_interleave(images)
+        guesses.append(denoise(x.flatten(0, 1), sigma).unflatten(0, (-1, images)))
+        if on_levels:
+            on_levels(first + len(levels) - 1)
+    return torch.cat(guesses)

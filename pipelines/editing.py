@@ -12,12 +12,29 @@ The source row that the target's attention reads is the chain itself (Direct Inv
 
     x_src' <- mean_src(x_src') + s (x_src_next - mean_src(x_src'))
 
-with s = scale at every `interval`-th step and 0 between. s = 0 is the uncorrected baseline.
+with s = scale at every `interval`-th step and 0 between. s = 0 is the uncorrected baseline. An edit
+that takes nothing of R and has eta above 0 draws fresh noise instead: the plain SDE.
+
+At target strength 1 the noise of the chain cancels, and nothing small is divided by (the delta
+form; Cycle-SDE is this with eta 1 on a Markov chain):
+
+    x_next = x_src_next + c (x - x_src) + (1 - c) (denoise_tgt(x) - denoise_src(x_src))
+
+Of the source it needs denoise_src(x_src) alone, which the chain fixes before the edit begins:
+`couplings.denoise_chain` computes it for many levels in one call.
+
+A second-order step puts for D the line through the last two denoised guesses, taken at the middle
+of the step in log sigma (DPM-Solver++ 2M, with or without noise):
+
+    D' = D + (D - D_last) h / (2 h_last)           h = log(sigma / sigma_next)
 
 References:
     Ju et al. 2023, Direct Inversion: Boosting Diffusion-based Editing with 3 Lines of Code,
         arXiv:2310.01506, algorithm 1 and the ablations
     Song et al. 2020, Denoising Diffusion Implicit Models, arXiv:2010.02502, eq. 12 (eta)
+    Nie et al. 2023, The Blessing of Randomness: SDE Beats ODE in General Diffusion-based Image
+        Editing, arXiv:2311.01410, eq. 6 to 8 (Cycle-SDE)
+    Lu et al. 2022, DPM-Solver++, arXiv:2211.01095, algorithm 2 (2M, and its SDE of appendix D)
 """
 
 from __future__ import annotations
@@ -27,12 +44,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from .attention.bank import Bank
 from .couplings import OnStep
 from .denoiser import Denoiser
 from .errors import PalimpsestError
+from .noise import Draw
 from .schedule import Step, step_down
 from .trajectory import Trajectory
 
@@ -80,6 +99,9 @@ DIRECT_INVERSION = Correction()
 UNCORRECTED = Correction(scale=0.0)
 ADD_SOURCE = Correction(target_strength=1.0)
 
+#: The delta form, by its name in the SDE literature: the edit repeats the chain's own noise.
+CYCLE = ADD_SOURCE
+
 
 @dataclass(frozen=True, eq=False)
 class Branches:
@@ -88,7 +110,8 @@ class Branches:
     Attributes:
         target: Guided by the target prompt; reads the bank.
         source: Guided by the source prompt as the target is; fills the bank. Run where the source
-            row drifts or its residual is added to the target.
+            row drifts or its residual is added to the target. The same object as `target` where
+            an untouched latent shall come back bit for bit.
         record: The source rows that the control reads and no more; fills the bank. Run where the
             source row is the chain. None without a control.
     """
@@ -110,6 +133,8 @@ class Edit:
         bank: Attention recorded from the source and read by the target, if there is a control.
         mask: [1 or B, 1, h, w] in 0..1; where it is 0 the recorded chain is kept.
         keep_source: Follow a drifting source row to the end although nothing reads it.
+        draw: Fresh noise for the target where eta is above 0 and nothing of R is added to it.
+        order: 1, or 2 for second-order steps of a target that takes nothing of R.
     """
 
     trajectory: Trajectory
@@ -119,12 +144,21 @@ class Edit:
     bank: Bank | None = None
     mask: Tensor | None = None
     keep_source: bool = False
+    draw: Draw | None = None
+    order: Literal[1, 2] = 1
+
+    def __post_init__(self) -> None:
+        if self.order == 2 and self.correction.target_strength:
+            raise PalimpsestError(
+                "A second-order step has no residual that could be added to the target: use order "
+                "1, or a correction with target strength 0."
+            )
 
     @cached_property
     def source_rows(self) -> list[SourceRows]:
         """What each step runs of the source: a row that no one reads is never run."""
         steps, bank = self.trajectory.steps, self.bank
-        if self.correction.target_strength:
+        if self.correction.target_strength and self.trajectory.denoised is None:
             return ["guided"] * steps
         read = [bank is not None and bank.control.active(i, steps) for i in range(steps)]
         if self.correction.on_chain:
@@ -135,18 +169,30 @@ class Edit:
         )
         return ["guided"] * last + ["none"] * (steps - last)
 
-    def step(self, i: int, x: Tensor, source: Tensor) -> Stepped:
-        """Take target and source row from the level of step `i` to the next."""
+    def step(self, i: int, x: Tensor, source: Tensor, last: Tensor | None = None) -> Stepped:
+        """Take target and source row from the level of step `i` to the next.
+
+        Args:
+            i: Counts from the noisiest level.
+            x: [B, C, ...] the target row.
+            source: [B, C, ...] the source row.
+            last: The target's denoised guess of the step before; without it a step is of order 1.
+        """
         trajectory, correction = self.trajectory, self.correction
         level = trajectory.steps - i
         chain, chain_next = trajectory.latents[level], trajectory.latents[level - 1]
+        if self._untouched(x, chain):
+            return Stepped(chain_next, chain_next, trajectory.latents[0])
         sigma = trajectory.sigmas[level]
         step = step_down(sigma, trajectory.sigmas[level - 1], self.eta)
         if self.bank is not None:
             self.bank.begin(i)
         d_source = self._denoise_source(i, source, sigma)
         d_target = self.branches.target(x, sigma)
-        x_next = _target_step(x, d_target, chain, chain_next, d_source, step, correction)
+        d_used = self._extrapolated(level, d_target, last)
+        x_next = _target_step(x, d_used, chain, chain_next, d_source, step, correction)
+        if self.draw is not None and step.sigma_up and not correction.target_strength:
+            x_next = x_next + step.sigma_up * self.draw(x)
         if self.mask is not None:
             x_next = chain_next + self.mask * (x_next - chain_next)
         if correction.on_chain:
@@ -165,14 +211,36 @@ class Edit:
             return self.branches.source(source, sigma)
         if rows == "recorded" and self.branches.record is not None:
             self.branches.record(source, sigma)
+        kept = self.trajectory.denoised
+        if self.correction.target_strength and kept is not None:
+            return kept[self.trajectory.steps - i - 1]
         return None
 
-    def run(self, on_step: OnStep | None = None) -> Edited:
-        """Walk all steps, from the noisiest level to the lowest."""
-        x = source = self.trajectory.start
+    def _untouched(self, x: Tensor, chain: Tensor) -> bool:
+        """Whether both rows are the chain under one denoiser: their difference is zero then."""
+        same = self.branches.target is self.branches.source and self.bank is None
+        return same and self.correction.target_strength == 1 and torch.equal(x, chain)
+
+    def _extrapolated(self, level: int, denoised: Tensor, last: Tensor | None) -> Tensor:
+        """The D' of a second-order step from `level`; D itself where the step is of order 1."""
+        if self.order == 1 or last is None or level == 1:
+            return denoised  # the last step is long in log sigma, or endless: first order
+        before, now, after = (float(self.trajectory.sigmas[level + i]) for i in (1, 0, -1))
+        ahead = math.log(now / after) / (2 * math.log(before / now))
+        return denoised + ahead * (denoised - last)
+
+    def run(self, on_step: OnStep | None = None, *, start: Tensor | None = None) -> Edited:
+        """Walk all steps, from the noisiest level to the lowest.
+
+        Args:
+            on_step: Progress callback.
+            start: [B, C, ...] the target at the noisiest level; the chain's own if not given.
+        """
+        source, last = self.trajectory.start, None
+        x = source if start is None else start
         for i in range(self.trajectory.steps):
-            stepped = self.step(i, x, source)
-            x, source = stepped.latent, stepped.source
+            stepped = self.step(i, x, source, last)
+            x, source, last = stepped.latent, stepped.source, stepped.denoised
             if on_step:
                 on_step(i + 1, x, stepped.denoised)
         followed = self.correction.on_chain or self.source_rows[-1] == "guided"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class Recipe:
         cfg: Guidance of the inversion.
         model: Fingerprint of the model and its patches, "" where the host has none.
         rows: UNet rows it cost.
+        eta: Of the step down that the chain belongs to; 0 for an ODE chain, 1 for an SDE chain.
+        source: What `denoised` was computed under, as text; "" where nothing was.
         latent_slope: Per channel, the host's own latents over ours; empty where they are the same.
         latent_offset: Per channel, what the host's own latents have added to that.
     """
@@ -35,6 +37,8 @@ class Recipe:
     cfg: float = 1.0
     model: str = ""
     rows: int = 0
+    eta: float = 0.0
+    source: str = ""
     latent_slope: tuple[float, ...] = ()
     latent_offset: tuple[float, ...] = ()
 
@@ -51,12 +55,15 @@ class Trajectory:
         origin: [B, C, ...] the image as the host handed it in, in the host's own scaling: what an
             unedited result returns bit for bit.
         recipe: How it was made.
+        denoised: [N, B, C, ...] the source's denoised guess at the levels 1 to N, where the edit
+            needs them and they were kept; None otherwise.
     """
 
     latents: Tensor
     sigmas: Tensor
     origin: Tensor
     recipe: Recipe
+    denoised: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_rising(self.sigmas)
@@ -71,6 +78,20 @@ class Trajectory:
                 f"The trajectory's image is {tuple(self.origin.shape)}, but its latents are "
                 f"{tuple(self.latents.shape[1:])}: they must be of one size."
             )
+        if self.denoised is not None and self.denoised.shape != self.latents[1:].shape:
+            raise PalimpsestError(
+                f"The trajectory's denoised guesses are {tuple(self.denoised.shape)}, they must "
+                f"be {tuple(self.latents[1:].shape)}: one for each level above the lowest."
+            )
+
+    def to(self, device: torch.device | str) -> "Trajectory":
+        """The same trajectory with its latents on a device; the levels stay on the CPU."""
+        return replace(
+            self,
+            latents=self.latents.to(device),
+            origin=self.origin.to(device),
+            denoised=None if self.denoised is None else self.denoised.to(device),
+        )
 
     @property
     def steps(self) -> int:
@@ -98,7 +119,9 @@ class Trajectory:
         return latents * slope + offset
 
     def clean_estimates(self, count: int) -> tuple[list[float], Tensor]:
-        """Denoised guesses along an ODE chain, without running the model.
+        """Denoised guesses along the chain, without running the model.
+
+        Those that were kept, or what the line through two neighbours of an ODE chain points at.
 
         Args:
             count: How many (2 or more), evenly spread over the levels, from noisy to clean.
@@ -107,18 +130,20 @@ class Trajectory:
             The sigmas, and [count, B, C, ...] guesses; the last is the image itself.
         """
         levels = torch.linspace(self.steps, 0, min(count, self.steps + 1)).round().long().tolist()
-        guesses = [
-            self.latents[0]
-            if level == 0
-            else line_end(
-                self.latents[level - 1],
-                self.latents[level],
-                self.sigmas[level - 1],
-                self.sigmas[level],
-            )
-            for level in levels
-        ]
-        return [float(self.sigmas[level]) for level in levels], torch.stack(guesses)
+        guesses = torch.stack([self._clean_estimate(level) for level in levels])
+        return [float(self.sigmas[level]) for level in levels], guesses
+
+    def _clean_estimate(self, level: int) -> Tensor:
+        if level == 0:
+            return self.latents[0]
+        if self.denoised is not None:
+            return self.denoised[level - 1]
+        return line_end(
+            self.latents[level - 1],
+            self.latents[level],
+            self.sigmas[level - 1],
+            self.sigmas[level],
+        )
 
 
 def line_end(x: Tensor, x_next: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
@@ -133,6 +158,8 @@ def to_tensors(trajectory: Trajectory) -> tuple[dict[str, Tensor], dict[str, str
         "sigmas": trajectory.sigmas.contiguous(),
         "origin": trajectory.origin.contiguous(),
     }
+    if trajectory.denoised is not None:
+        tensors["denoised"] = trajectory.denoised.contiguous()
     about = {"palimpsest_trajectory": str(FORMAT), "recipe": json.dumps(asdict(trajectory.recipe))}
     return tensors, about
 
@@ -169,7 +196,13 @@ def from_tensors(
         raise PalimpsestError(f"{name} is damaged: it holds NaN. Save the trajectory again.")
     recipe = _recipe(about, name)
     try:
-        return Trajectory(tensors["latents"], tensors["sigmas"], tensors["origin"], recipe)
+        return Trajectory(
+            tensors["latents"],
+            tensors["sigmas"],
+            tensors["origin"],
+            recipe,
+            tensors.get("denoised"),
+        )
     except PalimpsestError as error:
         raise PalimpsestError(f"{name} is damaged. {error} Save the trajectory again.") from error
 

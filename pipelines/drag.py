@@ -1,0 +1,191 @@
+"""SDE-Drag: move what is at one point of a picture to another, a little at a time.
+
+One drag step noises the current result to t0 along a Markov chain, copies the region R around
+every handle p to its next place q (`copy_paste`), and walks back along the chain in the delta form
+of Cycle-SDE (`editing`). The next drag step starts from what came out, not from the picture.
+
+References:
+    Nie et al. 2023, The Blessing of Randomness: SDE Beats ODE in General Diffusion-based Image
+        Editing, arXiv:2311.01410, section 4.2
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from .copy_paste import Brush, Cell, Move, Regions, copy_paste
+from .editing import Edit
+from .errors import PalimpsestError
+from .noise import Draw
+from .points import DragPoints, Point
+from .trajectory import Trajectory
+
+
+def cells_of(points: DragPoints, cell: int) -> list[tuple[Cell, Cell]]:
+    """Handle and target of every pair as latent cells.
+
+    Args:
+        points: In pixels.
+        cell: Pixels per latent cell.
+
+    Raises:
+        PalimpsestError: If there is no pair, or one does not leave its cell.
+    """
+    if not points.pairs:
+        raise PalimpsestError(
+            "There is no drag: click on the picture in Drag Points and pull to where it shall go."
+        )
+    pairs = [(_cell(handle, cell), _cell(target, cell)) for handle, target in points.pairs]
+    for number, ((handle, target), pixels) in enumerate(zip(pairs, points.pairs, strict=True), 1):
+        if handle == target:
+            raise PalimpsestError(
+                f"Drag {number} goes from {_text(pixels[0])} to {_text(pixels[1])}, which is one "
+                f"and the same latent cell of {cell} x {cell} pixels: pull its target further."
+            )
+    return pairs
+
+
+def plan(
+    pairs: Sequence[tuple[Cell, Cell]],
+    stride: int = 2,
+    *,
+    early_stop: bool = False,
+    still: bool = False,
+) -> list[list[Move]]:
+    """Cut drags into steps of about `stride` cells.
+
+    Args:
+        pairs: Handles and targets in latent cells.
+        stride: Cells per step, 1 or more.
+        early_stop: Every pair walks at the stride and is left alone when it has arrived. Otherwise
+            all arrive together, as published, and short drags crawl.
+        still: Keep moves of no length, as published; they only scale what is there by alpha.
+
+    Returns:
+        The moves of every drag step, pairs in order.
+
+    Raises:
+        PalimpsestError: If the stride is below 1.
+    """
+    if stride < 1:
+        raise PalimpsestError(f"The stride must be 1 latent cell or more, got {stride}: raise it.")
+    counts = [_step_count(_squared_length(*pair), stride) for pair in pairs]
+    longest = max(counts, default=0)
+    own = counts if early_stop else [longest] * len(pairs)
+    steps = []
+    for i in range(longest):
+        moves = [
+            Move(number, _on_the_way(*pair, i, count), _on_the_way(*pair, i + 1, count))
+            for number, (pair, count) in enumerate(zip(pairs, own, strict=True))
+            if i < count
+        ]
+        steps.append([move for move in moves if still or move.source != move.target])
+    return [moves for moves in steps if moves]
+
+
+def _squared_length(handle: Cell, target: Cell) -> int:
+    return (target[0] - handle[0]) ** 2 + (target[1] - handle[1]) ** 2
+
+
+def _step_count(squared: int, stride: int) -> int:
+    """The m whose mean stride D / m is nearest to `stride`, in integers; the smaller m on a tie."""
+    m = math.isqrt(squared) // stride
+    if m == 0 or squared <= stride**2:
+        return 1
+    # D / m - stride > stride - D / (m + 1), times m (m + 1), squared
+    nearer = squared * (2 * m + 1) ** 2 > (2 * stride * m * (m + 1)) ** 2
+    return m + 1 if nearer else m
+
+
+def _on_the_way(handle: Cell, target: Cell, i: int, steps: int) -> Cell:
+    """The handle after `i` of `steps`; fractions of a cell are cut toward the handle."""
+    x, y = (
+        a + (i * abs(b - a) // steps) * (1 if b > a else -1)
+        for a, b in zip(handle, target, strict=True)
+    )
+    return x, y
+
+
+def check_mask(mask: Tensor, pairs: Sequence[tuple[Cell, Cell]]) -> None:
+    """Refuse a mask that keeps what shall be dragged away.
+
+    Args:
+        mask: [1 or B, 1, h, w], 0 where the picture is kept.
+        pairs: Handles and targets in latent cells.
+
+    Raises:
+        PalimpsestError: Naming the drag.
+    """
+    for number, pair in enumerate(pairs, 1):
+        for name, (x, y) in zip(("handle", "target"), pair, strict=True):
+            if not bool((mask[..., y, x] > 0).all()):
+                raise PalimpsestError(
+                    f"The mask keeps the {name} of drag {number} as it is (it is black there): "
+                    "paint it white over handle, target and the way between."
+                )
+
+
+#: Gives a latent its chain down to noise, source guesses included.
+Record = Callable[[Tensor], Trajectory]
+
+#: The edit along a chain.
+MakeEdit = Callable[[Trajectory], Edit]
+
+#: Called after each drag step with (drag steps done, result so far).
+OnDrag = Callable[[int, Tensor], None]
+
+
+def drag(
+    x0: Tensor,
+    steps: Sequence[Sequence[Move]],
+    *,
+    record: Record,
+    edit: MakeEdit,
+    brush: Brush,
+    draw: Draw,
+    regions: Regions | None = None,
+    mask_start: bool = True,
+    on_drag: OnDrag | None = None,
+) -> Tensor:
+    """Drag a picture along its plan.
+
+    Args:
+        x0: [B, C, h, w] the picture at the lowest level.
+        steps: From `plan`.
+        record: Called once a drag step with the result so far.
+        edit: Called once a drag step; its `mask` says what may change.
+        brush: How regions are copied.
+        draw: Noise of the copying.
+        regions: The user's own regions; the brush's square if not given.
+        mask_start: Whether the mask already holds for what was pasted, before the first call of
+            the model. The published code lets content outside the mask into that call.
+        on_drag: Progress callback.
+    """
+    x = x0
+    for i, moves in enumerate(steps, 1):
+        trajectory = record(x)
+        whole = edit(trajectory)
+        top = trajectory.start
+        start = copy_paste(
+            top,
+            moves,
+            float(trajectory.sigmas[-1]),
+            brush=brush,
+            draw=draw,
+            regions=None if regions is None else regions.at(moves),
+        )
+        if mask_start and whole.mask is not None:
+            start = top + whole.mask * (start - top)
+        x = whole.run(start=start).latent
+        if on_drag:
+            on_drag(i, x)
+    return x
+
+
+def _text(point: Point) -> str:
+    return f"({point[0]:g}, {point[1]:g})"
+
+
+def _cell(point: Point, cell: int) -> Cell:
+    return int(point[0]) // cell, int(point[1]) // cell

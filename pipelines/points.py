@@ -1,0 +1,114 @@
+"""Drag points: what shall move where, in pixels of a picture."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import PalimpsestError
+
+#: Raised when the meaning of stored points changes; older numbers stay readable for ever.
+VERSION = 1
+
+#: (x, y) in pixels, from the upper left corner.
+Point = tuple[float, float]
+
+#: A handle, and where it is dragged to.
+Pair = tuple[Point, Point]
+
+_EXAMPLE = '{"version": 1, "size": [512, 512], "pairs": [[[145, 216], [146, 144]]]}'
+
+
+@dataclass(frozen=True)
+class DragPoints:
+    """Handles and their targets on one picture.
+
+    Attributes:
+        size: Width and height of the picture in pixels.
+        pairs: (handle, target), each inside the picture; may be none yet.
+    """
+
+    size: tuple[int, int]
+    pairs: tuple[Pair, ...]
+
+    def __post_init__(self) -> None:
+        width, height = self.size
+        for number, pair in enumerate(self.pairs, 1):
+            for name, (x, y) in zip(("handle", "target"), pair, strict=True):
+                if not (0 <= x < width and 0 <= y < height):
+                    raise PalimpsestError(
+                        f"The {name} of drag {number} is at ({x:g}, {y:g}), outside the picture of "
+                        f"{width} x {height} pixels: move it inside, or delete the drag."
+                    )
+
+    def on_picture(self, width: int, height: int) -> "DragPoints":
+        """These points, for a picture of the size that they were set on.
+
+        Raises:
+            PalimpsestError: If the picture is of another size.
+        """
+        if self.size != (width, height):
+            raise PalimpsestError(
+                f"The points were set on a picture of {self.size[0]} x {self.size[1]} pixels, this "
+                f"one is {width} x {height}: set the points anew, or connect the picture that they "
+                "belong to."
+            )
+        return self
+
+
+def read_points(text: str) -> DragPoints:
+    """Read points from their JSON form.
+
+    Args:
+        text: `{"version": 1, "size": [width, height], "pairs": [[[x, y], [x, y]], ...]}`.
+
+    Raises:
+        PalimpsestError: If it is no such text, of a newer version, or a point lies outside.
+    """
+    try:
+        stored = json.loads(text)
+    except ValueError as error:
+        raise _malformed(f"no JSON ({error})") from error
+    if not isinstance(stored, dict):
+        raise _malformed("no object")
+    version = stored.get("version")
+    if version != VERSION:
+        raise PalimpsestError(
+            f"The points are of version {version!r}, this version reads {VERSION}: "
+            "update ComfyUI-Palimpsest, or set the points anew."
+        )
+    size, pairs = stored.get("size"), stored.get("pairs")
+    if not (isinstance(size, list) and len(size) == 2 and all(_is_length(n) for n in size)):
+        raise _malformed(f"size {size!r}, which must be the picture's width and height")
+    if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
+        raise _malformed("pairs that are not [[x, y], [x, y]] in numbers")
+    return DragPoints((size[0], size[1]), tuple(tuple((x, y) for x, y in pair) for pair in pairs))
+
+
+def write_points(points: DragPoints) -> str:
+    """The JSON form of points, which `read_points` reads."""
+    return json.dumps({"version": VERSION, "size": points.size, "pairs": points.pairs})
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_is_point(v) for v in value)
+
+
+def _is_point(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        and all(math.isfinite(v) for v in value)
+    )
+
+
+def _malformed(what: str) -> PalimpsestError:
+    return PalimpsestError(
+        f"The drag points cannot be read, they are {what}: use the editor on Drag Points, or give "
+        f"text such as {_EXAMPLE}."
+    )
