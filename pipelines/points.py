@@ -67,12 +67,12 @@ def read_points(text: str) -> DragPoints:
     """
     try:
         stored = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _malformed(f"no JSON ({error})") from error
     if not isinstance(stored, dict):
         raise _malformed("no object")
     version = stored.get("version")
-    if version != VERSION:
+    if version is True or version != VERSION:
         raise PalimpsestError(
             f"The points are of version {version!r}, this version reads {VERSION}: "
             "update ComfyUI-Palimpsest, or set the points anew."
@@ -103,7 +103,7 @@ def _is_point(value: Any) -> bool:
         isinstance(value, list)
         and len(value) == 2
         and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
-        and all(math.isfinite(v) for v in value)
+        and all(isinstance(v, int) or math.isfinite(v) for v in value)
     )
 
 

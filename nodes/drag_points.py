@@ -1,0 +1,101 @@
+"""The node on which a person sets what shall move where."""
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..hosts.comfy_graph import show_in_node
+from ..pipelines.errors import PalimpsestError
+from ..pipelines.points import DragPoints, read_points
+from .wires import Points
+
+
+class SetDragPoints(io.ComfyNode):
+    """The editor of drag points; what it says is in `web/drag_points_widget.js`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestDragPoints",
+            display_name="Drag Points",
+            category="palimpsest/drag",
+            description="Shows the picture and lets you draw arrows on it: from what shall move to "
+            "where it shall go.",
+            search_aliases=["drag editor", "handle", "target", "sde-drag", "points editor", "move"],
+            inputs=[
+                io.Image.Input("image", tooltip="The picture that is edited."),
+                io.String.Input(
+                    "points",
+                    default="",
+                    socketless=True,
+                    tooltip="Press on what shall move and drag it to where it shall go.",
+                    extra_dict={"widgetType": "PALIMPSEST_POINTS"},
+                ),
+                io.Int.Input(
+                    "radius",
+                    default=5,
+                    min=1,
+                    max=128,
+                    tooltip="How much moves along with a point, in latent cells of 8 pixels.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White where the picture may change. Without one, it may everywhere.",
+                ),
+            ],
+            outputs=[
+                Points.Output(display_name="points", tooltip="What moves where."),
+                io.Int.Output(display_name="radius", tooltip="The radius, in latent cells."),
+                io.Mask.Output(
+                    display_name="mask", tooltip="The mask; all white where none is connected."
+                ),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(cls, image, points, radius, mask=None) -> io.NodeOutput:
+        height, width = image.shape[1:3]
+        shown = {"palimpsest_picture": ui.PreviewImage(image[:1]).values}
+        if mask is None:
+            mask = torch.ones(1, height, width)
+        else:
+            check_size(mask, width, height)
+            shown["palimpsest_mask"] = ui.PreviewMask(mask.reshape(-1, height, width)[:1]).values
+        try:
+            drags = drags_on_picture(points, width, height)
+        except PalimpsestError:
+            # Without the picture nobody can set the points whose absence is refused.
+            show_in_node(shown)
+            raise
+        return io.NodeOutput(drags, radius, mask, ui=shown)
+
+
+def drags_on_picture(text: str, width: int, height: int) -> DragPoints:
+    """The points that the editor wrote, each with somewhere to go, on a picture of this size."""
+    drags = read_points(text) if text.strip() else DragPoints((width, height), ())
+    if not drags.pairs:
+        raise PalimpsestError(
+            "No points are set on Drag Points: press on what shall move in its picture, and drag "
+            "it to where it shall go."
+        )
+    for number, (handle, target) in enumerate(drags.pairs, 1):
+        if handle == target:
+            raise PalimpsestError(
+                f"Drag {number} ends where it begins, at ({handle[0]:g}, {handle[1]:g}): move its "
+                "target away, or delete the drag."
+            )
+    return drags.on_picture(width, height)
+
+
+def check_size(mask: torch.Tensor, width: int, height: int) -> None:
+    """Refuse a mask that does not lie on the picture."""
+    if mask.shape[-2:] != (height, width):
+        raise PalimpsestError(
+            f"The mask is {mask.shape[-1]} x {mask.shape[-2]} pixels and the picture {width} x "
+            f"{height}: connect a mask of the picture's size, or none. Load Image's own is 64 x 64 "
+            "where its picture has no transparency."
+        )
+
+
+NODES = [SetDragPoints]

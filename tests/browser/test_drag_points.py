@@ -1,0 +1,501 @@
+"""The drag-point editor under a person's hands, in both renderers.
+
+The picture says by its colour which pixel one looks at: red is x, green is y. So a screenshot tells
+what was pressed, whatever the editor and the graph do with it.
+"""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from palimpsest.pipelines.points import read_points
+from palimpsest.tests.browser.front_end import load_workflow, open_app, run, widget_values
+from PIL import Image
+
+WIDTH, HEIGHT = 250, 200
+PAIRS = [[[60, 60], [110, 60]], [[60, 120], [110, 160]], [[180, 60], [180, 120]]]
+EDITOR, WANTS_POINTS = "2", "3"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures(server):
+    for name, width, height in (("where.png", WIDTH, HEIGHT), ("smaller.png", 125, 100)):
+        y, x = np.mgrid[:height, :width]
+        colors = np.stack([x, y, 0 * x], -1).astype(np.uint8)
+        Image.fromarray(colors).save(server.base / "input" / name)
+
+
+def text_of(pairs, size=(WIDTH, HEIGHT)):
+    return json.dumps({"version": 1, "size": size, "pairs": pairs})
+
+
+def workflow(points="", scale=1.0, size=(560, 620)):
+    """Load Image, Drag Points, and a node that wants the points."""
+    load = {
+        "id": 1,
+        "type": "LoadImage",
+        "pos": [-350, 40],
+        "size": [300, 360],
+        "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [1]}],
+        "widgets_values": ["where.png", "image"],
+    }
+    return {
+        "nodes": [load, *editor_nodes(points, size)],
+        "links": [[1, 1, 0, 2, 0, "IMAGE"], [2, 2, 0, 3, 0, "*"]],
+        "extra": {"ds": {"scale": scale, "offset": [400 / scale, 60 / scale]}},
+        "version": 0.4,
+    }
+
+
+def editor_nodes(points="", size=(560, 620)):
+    return [
+        {
+            "id": 2,
+            "type": "PalimpsestDragPoints",
+            "pos": [0, 40],
+            "size": list(size),
+            "inputs": [
+                {"name": "image", "type": "IMAGE", "link": 1},
+                {"name": "mask", "type": "MASK", "link": None},
+            ],
+            "outputs": [{"name": "points", "type": "PALIMPSEST_POINTS", "links": [2]}],
+            "widgets_values": [points, 2],
+        },
+        {
+            "id": 3,
+            "type": "PreviewAny",
+            "pos": [size[0] + 60, 60],
+            "inputs": [{"name": "source", "type": "*", "link": 2}],
+        },
+    ]
+
+
+def from_demo_scene():
+    """The same with a picture, and a mask, that are there after a run only."""
+    scene = {
+        "id": 1,
+        "type": "PalimpsestDemoScene",
+        "pos": [-350, 40],
+        "outputs": [
+            {"name": "image", "type": "IMAGE", "links": [1]},
+            {"name": "mask", "type": "MASK", "links": [3]},
+        ],
+    }
+    editor, wants = editor_nodes()
+    editor["inputs"][1]["link"] = 3
+    return {
+        **workflow(),
+        "nodes": [scene, editor, wants],
+        "links": [*workflow()["links"], [3, 1, 1, 2, 1, "MASK"]],
+    }
+
+
+def opened(page, graph):
+    """Load a graph and wait until the editor shows its picture."""
+    load_workflow(page, graph)
+    picture_is_there(page)
+
+
+def picture_is_there(page):
+    page.locator(".palimpsest-points .empty:empty").wait_for(state="attached", timeout=10_000)
+    page.wait_for_timeout(300)  # it is painted
+
+
+def says(page, words):
+    """Wait until the editor says something."""
+    page.locator(".palimpsest-points").get_by_text(words).wait_for(timeout=10_000)
+
+
+def press_tool(page, name):
+    page.locator(f".palimpsest-points .tools input[value='{name}']").click()
+
+
+def spot(page, fx, fy):
+    """The middle of a pixel of the screen, by fractions of the editor's stage."""
+    box = page.locator(".palimpsest-points canvas").bounding_box()
+    return int(box["x"] + box["width"] * fx) + 0.5, int(box["y"] + box["height"] * fy) + 0.5
+
+
+def spot_of(page, point):
+    """Where a pixel of the picture is on the screen while the whole picture is shown."""
+    box = page.locator(".palimpsest-points canvas").bounding_box()
+    scale = min(box["width"] / WIDTH, box["height"] / HEIGHT)
+    return tuple(
+        box[start] + box[length] / 2 + (at + 0.5 - whole / 2) * scale
+        for start, length, at, whole in [
+            ("x", "width", point[0], WIDTH),
+            ("y", "height", point[1], HEIGHT),
+        ]
+    )
+
+
+def color_at(page, x, y):
+    clip = {"x": int(x), "y": int(y), "width": 1, "height": 1}
+    return Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB").getpixel((0, 0))
+
+
+def seen_at(page, x, y):
+    """The pixel of the picture that a screenshot shows there."""
+    red, green, blue = color_at(page, x, y)
+    assert blue < 4, "this is no part of the picture"
+    return [red, green]
+
+
+def drag(page, start, end, button="left"):
+    page.mouse.move(*start)
+    page.mouse.down(button=button)
+    page.mouse.move(*((a + b) / 2 for a, b in zip(start, end, strict=True)))
+    page.mouse.move(*end)
+    page.mouse.up(button=button)
+
+
+def draw_arrow(page, start, end):
+    """Draw an arrow between two spots; the pair that it should be."""
+    start, end = spot(page, *start), spot(page, *end)
+    pair = [seen_at(page, *start), seen_at(page, *end)]
+    drag(page, start, end)
+    return pair
+
+
+def text(page, node=EDITOR):
+    """What a saved workflow keeps of the points."""
+    return widget_values(page)[node][0]
+
+
+def pairs(page):
+    return json.loads(text(page))["pairs"] if text(page) else []
+
+
+def assert_near(found, expected):
+    assert np.shape(found) == np.shape(expected)
+    assert np.abs(np.subtract(found, expected)).max() <= 1
+
+
+def arrived(server, ended):
+    """The pairs that the server was sent, and that the node behind Drag Points got."""
+    assert ended["kind"] == "execution_success", ended
+    entry = server.wait(ended["prompt_id"])
+    sent = read_points(entry["prompt"][2][EDITOR]["inputs"]["points"])
+    assert entry["outputs"][WANTS_POINTS]["text"] == [str(sent)]
+    assert sent.size == (WIDTH, HEIGHT)
+    return sent.pairs
+
+
+def graph_scale(page):
+    return page.evaluate("app.canvas.ds.scale")
+
+
+def graph_steps(page):
+    """How far ComfyUI's own undo and redo could go."""
+    return page.evaluate(
+        """() => { const t = app.extensionManager.workflow.activeWorkflow.changeTracker
+            return [t.undoQueue.length, t.redoQueue.length] }"""
+    )
+
+
+def press_on_the_empty_graph(page):
+    page.mouse.click(1200, 800)
+
+
+@pytest.mark.parametrize(("scale", "size"), [(0.5, (1100, 1100)), (1, (560, 620)), (2, (440, 460))])
+def test_what_was_pressed_is_what_arrives(page, server, screenshot, scale, size):
+    opened(page, workflow(scale=scale, size=size))
+    expected = [draw_arrow(page, (0.2, 0.2), (0.3, 0.35))]
+    page.mouse.move(*spot(page, 0.5, 0.5))
+    page.mouse.wheel(0, -500)
+    page.wait_for_timeout(300)  # it is painted
+    expected.append(draw_arrow(page, (0.6, 0.4), (0.9, 0.45)))
+    drag(page, spot(page, 0.5, 0.7), spot(page, 0.6, 0.8), button="middle")
+    for key in ("Alt", "Space"):
+        page.keyboard.down(key)
+        drag(page, spot(page, 0.5, 0.8), spot(page, 0.48, 0.77))
+        page.keyboard.up(key)
+    page.wait_for_timeout(300)
+    expected.append(draw_arrow(page, (0.4, 0.85), (0.7, 0.9)))
+    screenshot("drawn")
+    assert graph_scale(page) == scale
+    assert_near(pairs(page), expected)
+    assert_near(arrived(server, run(page)), expected)
+
+
+def test_the_wheel_is_the_graphs_until_the_editor_is_clicked(page):
+    opened(page, workflow())
+    page.mouse.move(*spot(page, 0.5, 0.5))
+    page.mouse.wheel(0, 100)
+    page.wait_for_function("app.canvas.ds.scale < 1")
+
+
+def test_an_arrow_is_moved_undone_and_redone(page, screenshot):
+    opened(page, workflow(text_of(PAIRS)))
+    drag(page, spot_of(page, PAIRS[1][0]), spot_of(page, [30, 150]))
+    moved = [PAIRS[0], [[30, 150], PAIRS[1][1]], PAIRS[2]]
+    assert_near(pairs(page), moved)
+    moved = pairs(page)
+    steps = graph_steps(page)
+    page.keyboard.press("Control+z")
+    assert pairs(page) == PAIRS
+    page.keyboard.press("Control+Shift+z")
+    assert pairs(page) == moved
+    press_tool(page, "Undo")
+    assert pairs(page) == PAIRS
+    page.keyboard.press("Control+y")
+    assert pairs(page) == moved
+    page.wait_for_timeout(300)  # ComfyUI would have undone by now
+    undo, redo = graph_steps(page)
+    assert (undo >= steps[0], redo) == (True, 0)
+    screenshot("moved")
+
+
+def test_keys_move_and_delete_what_was_touched(page, screenshot):
+    opened(page, workflow(text_of(PAIRS)))
+    page.mouse.click(*spot_of(page, PAIRS[2][1]))
+    for key in ("ArrowRight", "ArrowRight", "Shift+ArrowDown", "ArrowUp"):
+        page.keyboard.press(key)
+    assert pairs(page)[2] == [[180, 60], [182, 129]]
+    says(page, "Target 3 is at 182, 129")
+    screenshot("touched")
+    page.keyboard.press("Control+z")
+    assert pairs(page) == PAIRS
+    page.mouse.click(*spot_of(page, PAIRS[0][0]))
+    page.keyboard.press("Delete")
+    assert pairs(page) == PAIRS[1:]
+    page.keyboard.press("Delete")  # nothing is chosen any more: it must not take the node
+    page.mouse.click(*spot_of(page, PAIRS[1][1]), button="right")
+    assert pairs(page) == PAIRS[2:]
+    press_tool(page, "Clear")
+    assert text(page) == ""
+    press_tool(page, "Undo")
+    assert pairs(page) == PAIRS[2:]
+    assert page.evaluate("app.graph.nodes.length") == 3
+
+
+def test_a_reroute_lets_the_picture_through_and_circles_follow_the_radius(page):
+    graph = workflow(text_of(PAIRS))
+    reroute = {
+        "id": 4,
+        "type": "Reroute",
+        "pos": [-40, -20],
+        "inputs": [{"name": "", "type": "*", "link": 1}],
+        "outputs": [{"name": "", "type": "IMAGE", "links": [3]}],
+    }
+    graph["nodes"].append(reroute)
+    graph["nodes"][1]["inputs"][0]["link"] = 3
+    graph["links"] = [[1, 1, 0, 4, 0, "*"], [2, 2, 0, 3, 0, "*"], [3, 4, 0, 2, 0, "IMAGE"]]
+    opened(page, graph)
+    on_the_circle = spot_of(page, [180, 120 + 4 * 8])
+    before = seen_at(page, *on_the_circle)
+    assert_near([before], [[180, 152]])
+    page.evaluate("app.graph.getNodeById(2).widgets[1].value = 4")
+    page.wait_for_timeout(500)
+    assert np.abs(np.subtract(color_at(page, *on_the_circle)[:2], before)).max() > 20
+
+
+def test_two_clicks_make_an_arrow_and_escape_calls_one_off(page, server):
+    opened(page, workflow())
+    page.mouse.click(*spot_of(page, [40, 50]))
+    says(page, "Now press where it shall go")
+    page.mouse.click(*spot_of(page, [90, 80]))
+    assert_near(pairs(page), [[[40, 50], [90, 80]]])
+    page.mouse.move(*spot_of(page, [150, 50]))
+    page.mouse.down()
+    page.mouse.move(*spot_of(page, [150, 90]))
+    page.keyboard.press("Escape")
+    page.mouse.up()
+    assert_near(pairs(page), [[[40, 50], [90, 80]]])
+    assert_near(arrived(server, run(page)), [[[40, 50], [90, 80]]])
+
+
+def test_the_graphs_own_undo_takes_an_arrow_back(page):
+    opened(page, workflow())
+    drag(page, spot_of(page, [40, 50]), spot_of(page, [90, 80]))
+    drawn = pairs(page)
+    page.keyboard.press("ArrowLeft")
+    nudged = pairs(page)
+    assert nudged != drawn
+    press_on_the_empty_graph(page)
+    for key, expected in [("z", drawn), ("z", []), ("y", drawn), ("y", nudged)]:
+        page.keyboard.press(f"Control+{key}")
+        wanted = text_of(expected) if expected else ""
+        page.wait_for_function(
+            """wanted => { const {value} = app.graph.getNodeById(2).widgets[0]
+                return wanted ? value && JSON.stringify(JSON.parse(value)) ===
+                    JSON.stringify(JSON.parse(wanted)) : value === '' }""",
+            arg=wanted,
+        )
+    picture_is_there(page)
+
+
+def test_points_outlive_saving_resizing_and_copying(page, server, screenshot):
+    opened(page, workflow())
+    drag(page, spot_of(page, [40, 50]), spot_of(page, [90, 80]))
+    kept = text(page)
+    page.evaluate("app.graph.getNodeById(2).setSize([420, 700])")
+    page.wait_for_timeout(500)
+    assert text(page) == kept
+    stored = page.evaluate("JSON.stringify(app.graph.serialize())")
+    open_app(page, server.url)
+    opened(page, json.loads(stored))
+    assert text(page) == kept
+    assert_near(arrived(server, run(page)), [[[40, 50], [90, 80]]])
+    press_on_the_empty_graph(page)
+    page.evaluate("app.canvas.selectNode(app.graph.getNodeById(2))")
+    page.keyboard.press("Control+c")
+    page.mouse.move(1250, 500)
+    page.keyboard.press("Control+v")
+    page.wait_for_function("app.graph.nodes.length === 4")
+    values = [v[0] for key, v in widget_values(page).items() if key not in ("1", "3")]
+    assert values == [kept, kept]
+    page.wait_for_timeout(500)
+    screenshot("copied")
+
+
+def test_a_subgraph_keeps_points_and_picture(page, server, screenshot):
+    opened(page, workflow(text_of(PAIRS)))
+    page.evaluate(
+        """() => { app.canvas.selectNode(app.graph.getNodeById(2))
+            return app.extensionManager.command.execute('Comfy.Graph.ConvertToSubgraph') }"""
+    )
+    page.wait_for_function("app.graph.nodes.some(node => node.subgraph)")
+    ended = run(page)
+    assert ended["kind"] == "execution_success"
+    prompt = server.wait(ended["prompt_id"])["prompt"][2]
+    (inside,) = (n for n in prompt.values() if n["class_type"] == "PalimpsestDragPoints")
+    assert json.loads(inside["inputs"]["points"])["pairs"] == PAIRS
+    page.evaluate(
+        "() => { const host = app.graph.nodes.find(node => node.subgraph)"
+        "; app.canvas.openSubgraph(host.subgraph, host) }"
+    )
+    page.locator(".palimpsest-points").first.wait_for()
+    picture_is_there(page)
+    screenshot("inside")
+
+
+def test_a_picture_of_another_size_is_told_and_the_points_are_kept(page, server, screenshot):
+    opened(page, workflow(text_of(PAIRS)))
+    choose(page, "smaller.png")
+    says(page, "set on a picture of 250 x 200 pixels, this one is 125 x 100")
+    picture_is_there(page)
+    drag(page, spot(page, 0.4, 0.4), spot(page, 0.6, 0.5))
+    assert pairs(page) == PAIRS
+    screenshot("other size")
+    ended = run(page)
+    assert ended["kind"] == "execution_error"
+    assert "points were set on a picture of 250 x 200" in ended["exception_message"]
+    choose(page, "where.png")
+    says(page, "3 drags")
+    choose(page, "smaller.png")
+    press_tool(page, "Rescale")
+    says(page, "3 drags")
+    assert json.loads(text(page))["size"] == [125, 100]
+    assert pairs(page)[0] == [[30, 30], [55, 30]]
+    choose(page, "gone.png")
+    says(page, "The picture cannot be loaded")
+    assert pairs(page)[0] == [[30, 30], [55, 30]]
+
+
+def choose(page, name):
+    page.evaluate(
+        "name => { app.graph.getNodeById(1).widgets.find(w => w.name === 'image').value = name }",
+        name,
+    )
+
+
+def test_text_that_cannot_be_read_stays_until_the_person_edits(page, screenshot):
+    harm = '{"version": 9, "pairs": []}'
+    opened(page, workflow(harm))
+    says(page, "what you set replaces it")
+    assert text(page) == harm
+    screenshot("unreadable")
+    assert run(page)["kind"] == "execution_error"
+    page.keyboard.press("Escape")  # the error that ComfyUI shows
+    assert text(page) == harm
+    opened(page, workflow(harm))
+    drag(page, spot_of(page, [40, 50]), spot_of(page, [90, 80]))
+    assert_near(pairs(page), [[[40, 50], [90, 80]]])
+    press_tool(page, "Undo")
+    assert text(page) == harm
+
+
+def test_picture_and_mask_of_any_node_come_with_a_run(page, server, screenshot):
+    load_workflow(page, from_demo_scene())
+    says(page, "Run the graph once")
+    screenshot("before")
+    ended = run(page)
+    assert ended["kind"] == "execution_error"
+    assert "No points are set on Drag Points" in ended["exception_message"]
+    picture_is_there(page)
+    screenshot("refused")
+    press_on_the_empty_graph(page)
+    page.keyboard.press("Escape")
+    drag(page, spot(page, 0.45, 0.5), spot(page, 0.6, 0.4))
+    ended = run(page)
+    assert ended["kind"] == "execution_success"
+    page.wait_for_timeout(500)
+    screenshot("run")
+    outside = color_at(page, *spot(page, 0.5, 0.97))
+    page.evaluate("app.graph.getNodeById(2).disconnectInput(1)")
+    page.wait_for_timeout(500)
+    lit = color_at(page, *spot(page, 0.5, 0.97))
+    assert sum(outside) < 0.6 * sum(lit)
+
+
+def test_a_sample_of_dragbench_is_imported(page, tmp_path, screenshot):
+    sample = {"source": [[10, 20], [60, 80]], "target": [[30, 20], [60, 100]], "prompt": "a lion"}
+    good, bad = tmp_path / "prompt.json", tmp_path / "other.json"
+    good.write_text(json.dumps(sample), encoding="utf-8")
+    bad.write_text(json.dumps(sample | {"source": [[900, 1], [1, 1]]}), encoding="utf-8")
+    opened(page, workflow(text_of(PAIRS)))
+    for path, told in [(bad, "other.json: Its drag 1 leaves"), (good, "2 drags imported: a lion")]:
+        with page.expect_file_chooser() as chooser:
+            press_tool(page, "Import")
+        chooser.value.set_files(path)
+        says(page, told)
+        screenshot(path.stem)
+    assert pairs(page) == [[[10, 20], [30, 20]], [[60, 80], [60, 100]]]
+    page.keyboard.press("Control+z")
+    assert pairs(page) == PAIRS
+
+
+def test_fingers_draw_zoom_and_pan(page, screenshot):
+    opened(page, workflow())
+    hand = page.context.new_cdp_session(page)
+
+    def touch(kind, *points):
+        fingers = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
+        hand.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+
+    start, end = spot(page, 0.3, 0.3), spot(page, 0.45, 0.4)
+    expected = [[seen_at(page, *start), seen_at(page, *end)]]
+    touch("touchStart", start)
+    touch("touchMove", end)
+    touch("touchEnd")
+    assert_near(pairs(page), expected)
+    touch("touchStart", spot(page, 0.5, 0.5))
+    touch("touchStart", spot(page, 0.5, 0.5), spot(page, 0.6, 0.6))
+    touch("touchMove", spot(page, 0.4, 0.4), spot(page, 0.7, 0.7))
+    touch("touchEnd")
+    page.wait_for_timeout(300)
+    assert_near(pairs(page), expected)
+    expected.append(draw_arrow(page, (0.7, 0.5), (0.8, 0.7)))
+    assert_near(pairs(page), expected)
+    screenshot("pinched")
+
+
+def test_app_mode_has_the_editor_too(page, screenshot):
+    graph = workflow(text_of(PAIRS))
+    graph["extra"]["linearData"] = {"inputs": [[2, "points"]], "outputs": [3]}
+    opened(page, graph)
+    toggle = "app.extensionManager.command.execute('Comfy.ToggleLinear')"
+    page.evaluate(toggle)
+    page.get_by_test_id("linear-widgets").locator(".palimpsest-points").wait_for()
+    picture_is_there(page)
+    expected = [*PAIRS, draw_arrow(page, (0.15, 0.85), (0.35, 0.9))]
+    assert_near(pairs(page), expected)
+    screenshot("app")
+    page.evaluate(toggle)
+    page.wait_for_timeout(1000)  # the graph is drawn
+    assert_near(pairs(page), expected)
+    expected.append(draw_arrow(page, (0.85, 0.1), (0.85, 0.25)))
+    assert_near(pairs(page), expected)
+    screenshot("graph")

@@ -1,0 +1,96 @@
+"""Drag points: what is written is read, and what cannot be is refused with its reason."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from palimpsest.pipelines.errors import PalimpsestError
+from palimpsest.pipelines.points import VERSION, DragPoints, read_points, write_points
+
+PAIRS = (((145, 216), (146, 144)),)
+
+
+@st.composite
+def drag_points(draw):
+    width, height = draw(st.tuples(st.integers(1, 5000), st.integers(1, 5000)))
+    length = lambda n: st.integers(0, n - 1) | st.floats(0, n, exclude_max=True)
+    point = st.tuples(length(width), length(height))
+    return DragPoints((width, height), tuple(draw(st.lists(st.tuples(point, point), max_size=9))))
+
+
+@given(drag_points())
+def test_what_is_written_is_read(points):
+    assert read_points(write_points(points)) == points
+
+
+def test_the_form_is_the_one_that_editors_write():
+    text = '{"version": 1, "size": [512, 512], "pairs": [[[145, 216], [146, 144]]]}'
+    points = DragPoints((512, 512), PAIRS)
+    assert read_points(text) == points
+    assert json.loads(write_points(points)) == json.loads(text)
+
+
+def stored(**changes):
+    return json.dumps({"version": VERSION, "size": [9, 9], "pairs": []} | changes)
+
+
+MALFORMED = {
+    "": "no JSON",
+    "{": "no JSON",
+    "[1]": "no object",
+    "null": "no object",
+    '"text"': "no object",
+    stored(size=None): "size None, which must be the picture's width and height",
+    stored(size=[9]): "width and height",
+    stored(size=[9, 0]): "width and height",
+    stored(size=[9.5, 9]): "width and height",
+    stored(size=[True, 9]): "width and height",
+    stored(pairs=None): "[[x, y], [x, y]] in numbers",
+    stored(pairs=[[1, 2]]): "[[x, y], [x, y]] in numbers",
+    stored(pairs=[[[1, 2], [3]]]): "[[x, y], [x, y]] in numbers",
+    stored(pairs=[[[1, 2], ["3", 4]]]): "[[x, y], [x, y]] in numbers",
+    stored(pairs=[[[1, 2], [True, 4]]]): "[[x, y], [x, y]] in numbers",
+    stored(pairs=[[[1, 2], [float("nan"), 4]]]): "[[x, y], [x, y]] in numbers",
+    stored(pairs=[[[1, 2], [float("inf"), 4]]]): "[[x, y], [x, y]] in numbers",
+}
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+def test_what_is_malformed_is_refused_with_a_good_example(text):
+    with pytest.raises(PalimpsestError, match=re.escape(MALFORMED[text])) as caught:
+        read_points(text)
+    assert str(caught.value).startswith("The drag points cannot be read, they are")
+    assert len(read_points(str(caught.value).rpartition("text such as ")[2][:-1]).pairs) == 1
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_version_is_refused(version):
+    with pytest.raises(PalimpsestError, match=f"are of version {version!r}, this version reads 1"):
+        read_points(stored(version=version))
+
+
+@pytest.mark.parametrize(
+    ("pair", "told"),
+    [
+        (((9, 0), (1, 1)), r"The handle of drag 1 is at \(9, 0\), outside the picture of 9 x 5"),
+        (((0, -1), (1, 1)), r"The handle of drag 1 is at \(0, -1\)"),
+        (((0, 0), (1, 5)), r"The target of drag 1 is at \(1, 5\)"),
+        (((0, 0), (-0.5, 0)), r"The target of drag 1 is at \(-0.5, 0\)"),
+    ],
+)
+def test_a_point_outside_is_named(pair, told):
+    with pytest.raises(PalimpsestError, match=told):
+        DragPoints((9, 5), (pair,))
+
+
+def test_the_edges_of_the_picture_are_inside():
+    DragPoints((9, 5), (((0, 0), (8, 4)),))
+
+
+def test_points_suit_a_picture_of_their_size_only():
+    points = DragPoints((512, 512), PAIRS)
+    assert points.on_picture(512, 512) is points
+    with pytest.raises(PalimpsestError, match="picture of 512 x 512 pixels, this one is 512 x 300"):
+        points.on_picture(512, 300)

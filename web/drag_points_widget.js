@@ -1,0 +1,134 @@
+/** The PALIMPSEST_POINTS widget: the drag-point editor in a node, and what it sees of the graph. */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { viewOfFile, viewOfOutput } from "./drag_points.js";
+import { PointsEditor } from "./drag_points_view.js";
+
+const MIN_HEIGHT = 300;
+const SUBGRAPH_INPUT = "-10"; // the id that ComfyUI gives to a subgraph's own inputs
+const LOADERS = ["LoadImage", "LoadImageOutput"];
+
+// Nothing tells in both renderers that a widget further up has changed, by hand or by a script,
+// or that a link to it was laid through a subgraph: so we look.
+const LOOK_EVERY = 100; // milliseconds
+
+app.registerExtension({
+  name: "palimpsest.DragPoints",
+
+  getCustomWidgets: () => ({
+    PALIMPSEST_POINTS(node, name) {
+      return { widget: addEditor(node, name), minWidth: 380, minHeight: 520 };
+    },
+  }),
+});
+
+function addEditor(node, name) {
+  const onChange = () => {
+    widget.callback?.(widget.value);
+    // Keys reach nobody else: the graph's own history has to be told of the change.
+    app.canvas.emitBeforeChange();
+    app.canvas.emitAfterChange();
+  };
+  // The canvas renderer lays widgets over the graph and leaves the wheel to them.
+  const passWheel = (event) => {
+    if (editor.element.closest(".dom-widget")) app.canvas.processMouseWheel(event);
+  };
+  const editor = new PointsEditor(onChange, passWheel);
+  const widget = node.addDOMWidget(name, "PALIMPSEST_POINTS", editor.element, {
+    getValue: () => editor.value,
+    setValue: (text) => (editor.value = text),
+    getMinHeight: () => MIN_HEIGHT,
+    hideOnZoom: false,
+    hideInPanel: true,
+    socketless: true,
+  });
+  const look = watcher(node, editor);
+  let timer = 0;
+  chain(node, "onAdded", () => {
+    editor.attach();
+    timer ||= setInterval(look, LOOK_EVERY);
+  });
+  chain(node, "onRemoved", () => {
+    editor.detach();
+    clearInterval(timer);
+    timer = 0;
+  });
+  return widget;
+}
+
+function chain(node, event, also) {
+  const before = node[event];
+  node[event] = function (...given) {
+    before?.apply(this, given);
+    also();
+  };
+}
+
+/** A function that shows the editor what the graph holds now. */
+function watcher(node, editor) {
+  let key;
+  let stale; // an output that tells of another picture than the one that is connected now
+  return () => {
+    if (!editor.element.isConnected) return;
+    const source = sourceOf(node, "image");
+    const file = fileOf(source);
+    const before = key;
+    key = source && `${source.node.id} ${source.slot} ${file}`;
+    const output = outputOf(node);
+    if (before !== undefined && key !== before) stale = output;
+    const fresh = output === stale ? undefined : output;
+    const pictures = file ? viewOfFile(file) : address(fresh?.palimpsest_picture);
+    const masks = sourceOf(node, "mask") && address(fresh?.palimpsest_mask);
+    editor.show({
+      picture: pictures ? api.apiURL(pictures) : null,
+      why: source ? "Run the graph once: it brings the picture." : "Connect a picture to image.",
+      mask: masks ? api.apiURL(masks) : null,
+      radius: node.widgets?.find((w) => w.name === "radius")?.value ?? 0,
+    });
+  };
+}
+
+const address = (files) => (files?.length ? viewOfOutput(files[0]) : null);
+
+/** What a node showed after its last run. */
+function outputOf(node) {
+  const inside = node.graph && node.graph !== app.rootGraph;
+  return app.nodeOutputs[inside ? `${node.graph.id}:${node.id}` : String(node.id)];
+}
+
+/** The file that a loader has chosen, or undefined for any other node. */
+function fileOf(source) {
+  if (!LOADERS.includes(source?.node.type) || source.slot !== 0) return undefined;
+  return source.node.widgets?.find((w) => w.name === "image")?.value || undefined;
+}
+
+/** @returns {{node: object, slot: number} | null} Where an input comes from in the end. */
+function sourceOf(node, input) {
+  return follow(node.graph, node.inputs?.find((i) => i.name === input)?.link);
+}
+
+function follow(graph, id) {
+  const link = id == null ? null : graph?.links.get(id);
+  if (!link) return null;
+  if (String(link.origin_id) === SUBGRAPH_INPUT) {
+    const host = hostOf(graph);
+    return host ? follow(host.graph, host.inputs[link.origin_slot]?.link) : null;
+  }
+  const node = graph.getNodeById(link.origin_id);
+  if (node?.subgraph) {
+    const output = node.subgraph.outputNode.slots[link.origin_slot];
+    return follow(node.subgraph, output?.linkIds[0]);
+  }
+  if (node?.type === "Reroute") return follow(graph, node.inputs[0].link);
+  return node && { node, slot: link.origin_slot };
+}
+
+/** The node that holds a subgraph; the first one where there are several. */
+function hostOf(subgraph) {
+  for (const graph of [app.rootGraph, ...app.rootGraph.subgraphs.values()]) {
+    const host = graph.nodes.find((node) => node.subgraph === subgraph);
+    if (host) return host;
+  }
+  return undefined;
+}
