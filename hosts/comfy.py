@@ -4,7 +4,6 @@ The algorithm stands where ComfyUI expects a sampler: loading, offloading, LoRA,
 previews and interruption are the host's own. A denoiser exists only while the session does.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +19,10 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ..pipelines.attention.bank import AttentionHook
-from ..pipelines.denoiser import Denoiser, RowCount
+from ..pipelines.denoiser import Denoiser, Guidance, RowCount, guide, per_row
 from ..pipelines.errors import PalimpsestError
-from ..pipelines.trajectory import Trajectory
 from .comfy_attention import hooked_options
+from .comfy_space import OURS, Space
 
 #: What core's nodes pass as CONDITIONING.
 Conditioning = list[list[Any]]
@@ -90,6 +89,7 @@ class Session:
         rows: Rows spent so far.
         x0: [B, C, h, w] the latent that was given, in model scale, on the model's device.
         on_step: Shows progress and a preview.
+        space: How the model's coordinates relate to x.
     """
 
     guider: BranchGuider
@@ -97,6 +97,7 @@ class Session:
     rows: RowCount
     x0: Tensor
     on_step: Callable[[int, Tensor, Tensor], None]
+    space: Space = OURS
 
     @property
     def target(self) -> Conds:
@@ -108,26 +109,26 @@ class Session:
         """Conditionings of the source."""
         return self.guider.source_conds
 
-    def denoiser(self, conds: Conds, hook: AttentionHook | None = None) -> Denoiser:
-        """Denoiser at the guider's own guidance; what other nodes hook into that takes effect.
+    def denoiser(
+        self,
+        conds: Conds,
+        hook: AttentionHook | None = None,
+        *,
+        guidance: Guidance | None = None,
+    ) -> Denoiser:
+        """A guided denoiser; what other nodes hook into guidance takes effect.
 
         Args:
             conds: `target` or `source`.
             hook: Sees every attention.
+            guidance: Scale of every level; the guider's own cfg if not given.
         """
         guider, options = self.guider, self._options(hook)
 
         def predict(x: Tensor, timestep: Tensor, model_options: dict, seed: int | None) -> Tensor:
-            return comfy.samplers.sampling_function(
-                guider.inner_model,
-                x,
-                timestep,
-                conds["negative"],
-                conds["positive"],
-                guider.cfg,  # read at every call: core's CFGOverride changes it for some steps
-                model_options=model_options,
-                seed=seed,
-            )
+            # The guider's cfg is read at every call: core's CFGOverride changes it for some steps.
+            cfg = guider.cfg if guidance is None else self._cfg_of(guidance, timestep)
+            return _guided(guider.inner_model, x, timestep, conds, cfg, model_options, seed)
 
         wrappers = comfy.patcher_extension.get_all_wrappers(
             WrappersMP.PREDICT_NOISE, options, is_model_options=True
@@ -135,9 +136,22 @@ class Session:
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             executor = WrapperExecutor.new_class_executor(predict, guider, wrappers)
-            return executor.execute(x, _timestep(x, sigma), options, None)
+            return executor.execute(*self._called_with(x, sigma), options, None)
 
         return denoise
+
+    def _cfg_of(self, guidance: Guidance, levels: Tensor) -> float | Tensor:
+        """One scale, or one per row, of ComfyUI's levels."""
+        scales = [guidance(sigma) for sigma in self.space.sigma(levels.double()).tolist()]
+        if len(set(scales)) == 1:
+            return scales[0]
+        return torch.tensor(scales, device=levels.device, dtype=torch.float32)
+
+    def _called_with(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent and level of every row, as core's model calls take them."""
+        shown = self.space.shown(x, per_row(sigma, x))
+        level = self.space.level(sigma).to(device=x.device, dtype=torch.float32)
+        return shown, level.expand(len(x))
 
     def recorder(self, conds: Conds, hook: AttentionHook) -> Denoiser:
         """The conditional rows alone, for the attention that `hook` reads from them."""
@@ -145,21 +159,41 @@ class Session:
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             (denoised,) = comfy.samplers.calc_cond_batch(
-                self.guider.inner_model, [conds["positive"]], x, _timestep(x, sigma), options
+                self.guider.inner_model,
+                [conds["positive"]],
+                *self._called_with(x, sigma),
+                options,
             )
             return denoised
 
         return denoise
 
-    def restore(self, x: Tensor, trajectory: Trajectory) -> Tensor:
+    def levels_per_call(self, wanted: int, *branches: Conds) -> int:
+        """How many levels may go into one call: one, where conditioning depends on the level.
+
+        Core looks at the first row's level for all rows where an entry has a span of steps, a
+        ControlNet or hooks, and so do wrappers around the guider.
+        """
+        entries = [entry for conds in branches for kind in conds.values() for entry in kind]
+        spans = {"timestep_start", "timestep_end", "control", "hooks", "gligen"}
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            WrappersMP.PREDICT_NOISE, self.options, is_model_options=True
+        )
+        apart = bool(wrappers) or any(
+            entry.get(key) is not None for entry in entries for key in spans
+        )
+        return 1 if apart else wanted
+
+    def restore(self, x: Tensor, x0: Tensor, origin: Tensor) -> Tensor:
         """A latent at the lowest level as LATENT samples; what is unedited comes back bit for bit.
 
         Args:
             x: [B, C, h, w] in model scale, on the model's device.
-            trajectory: The chain it came from, on the same device.
+            x0: What it was before the edit, in the same scale.
+            origin: The same, as LATENT samples.
         """
         out = self.guider.inner_model.process_latent_out(x.float())
-        return torch.where(x == trajectory.latents[0], trajectory.origin.to(out), out)
+        return torch.where(x == x0, origin.to(out), out)
 
     def _options(self, hook: AttentionHook | None) -> dict[str, Any]:
         options = create_model_options_clone(self.options)
@@ -171,9 +205,34 @@ class Session:
         return options
 
 
-def _timestep(x: Tensor, sigma: Tensor) -> Tensor:
-    """The level of every row, as core's model calls take it."""
-    return sigma.to(device=x.device, dtype=torch.float32).expand(len(x))
+def _guided(
+    model: Any,
+    x: Tensor,
+    levels: Tensor,
+    conds: Conds,
+    cfg: float | Tensor,
+    options: dict[str, Any],
+    seed: int | None,
+) -> Tensor:
+    """Core's guided prediction; a scale per row is given to core's own formula row by row."""
+    pair = conds["negative"], conds["positive"]
+    if not isinstance(cfg, Tensor):
+        return comfy.samplers.sampling_function(
+            model, x, levels, *pair, cfg, model_options=options, seed=seed
+        )
+    apart = {"sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function"}
+    if not apart & options.keys():
+        scale = per_row(cfg, x)
+        cond, uncond = comfy.samplers.calc_cond_batch(model, [*reversed(pair)], x, levels, options)
+        return guide(cond, uncond, scale)
+    # Guidance of other nodes is written for one scale and one level a call.
+    rows = [
+        comfy.samplers.sampling_function(
+            model, x[i : i + 1], levels[i : i + 1], *pair, float(cfg[i]), options, seed
+        )
+        for i in range(len(x))
+    ]
+    return torch.cat(rows)
 
 
 def _counter(rows: RowCount) -> Callable[..., Tensor]:
@@ -190,6 +249,8 @@ class _SessionSampler(comfy.samplers.Sampler):
     """Stands in a sampler's place and keeps what the algorithm returns."""
 
     algorithm: Callable[[Session], Any]
+    space: Space
+    total: int
     rows: RowCount = field(default_factory=RowCount)
     result: Any = None
 
@@ -204,34 +265,45 @@ class _SessionSampler(comfy.samplers.Sampler):
         denoise_mask: Tensor | None = None,
         disable_pbar: bool = False,
     ) -> Tensor:
-        steps = len(sigmas) - 1
-
         def on_step(done: int, x: Tensor, denoised: Tensor) -> None:
-            callback(done - 1, denoised, x, steps)
+            callback(done - 1, denoised, x, self.total)
 
-        session = Session(guider, extra_args["model_options"], self.rows, latent_image, on_step)
+        options = extra_args["model_options"]
+        session = Session(guider, options, self.rows, latent_image, on_step, self.space)
         self.result = self.algorithm(session)
         return latent_image
 
 
 def run(
-    guider: BranchGuider, samples: Tensor, sigmas: Tensor, algorithm: Callable[[Session], Any]
+    guider: BranchGuider,
+    samples: Tensor,
+    levels: Tensor,
+    algorithm: Callable[[Session], Any],
+    *,
+    space: Space = OURS,
+    total: int | None = None,
+    callback: Callable[[int, Tensor, Tensor, int], None] | None = None,
 ) -> tuple[Any, int]:
     """Call `algorithm` with the model loaded.
 
     Args:
         guider: The model and its conditionings.
         samples: [B, C, h, w] LATENT samples that the run is about.
-        sigmas: [N+1] falling levels it will visit.
+        levels: [N+1] the falling levels that it will visit, as core's SIGMAS.
         algorithm: What to do; its tensors live on the model's device.
+        space: How the model's coordinates relate to x.
+        total: Steps of which `on_step` is going to tell; one per level if not given.
+        callback: Told of every step as core's samplers tell (step, denoised, latent, total);
+            core's own progress and previews if not given.
 
     Returns:
         What `algorithm` returned, and the rows spent.
     """
-    sampler = _SessionSampler(algorithm)
-    callback = latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1)
+    total = len(levels) - 1 if total is None else total
+    sampler = _SessionSampler(algorithm, space, total)
+    callback = callback or latent_preview.prepare_callback(guider.model_patcher, total)
     guider.sample(
-        torch.zeros_like(samples), samples, sampler, sigmas, callback=callback, disable_pbar=True
+        torch.zeros_like(samples), samples, sampler, levels, callback=callback, disable_pbar=True
     )
     return sampler.result, sampler.rows.rows
 
@@ -249,27 +321,3 @@ def require_variance_preserving(model: ModelPatcher, feature: str) -> None:
             f"{feature} takes models that predict noise or v (SD 1.x, SD 2.x, SDXL), this "
             f"{type(model.model).__name__} model predicts something else: load such a checkpoint."
         )
-
-
-def fingerprint(model: ModelPatcher) -> str:
-    """What tells a model from others: its architecture and a few of its weights, as text."""
-    config = {k: str(v) for k, v in model.model.model_config.unet_config.items() if k != "dtype"}
-    key = "diffusion_model.time_embed.0.bias"
-    probe = [
-        round(float(value), 4)
-        for weight, *_ in model.get_key_patches(key).get(key, [])[:1]
-        for value in (weight[0] if isinstance(weight, tuple) else weight).flatten()[:8]
-    ]
-    kind = type(model.model).__name__
-    return json.dumps({"kind": kind, "config": config, "probe": probe}, sort_keys=True)
-
-
-def same_model(one: str, other: str) -> bool:
-    """Whether two fingerprints are of one model, whatever dtype it was loaded in."""
-    a, b = json.loads(one), json.loads(other)
-    alike = len(a["probe"]) == len(b["probe"]) and all(
-        # bf16 keeps 8 bits of a weight, fp8 four: what is meant is the same number.
-        abs(x - y) <= 0.07 * max(abs(x), abs(y)) + 1e-3
-        for x, y in zip(a["probe"], b["probe"], strict=True)
-    )
-    return alike and a["kind"] == b["kind"] and a["config"] == b["config"]

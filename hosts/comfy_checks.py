@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.trajectory import Trajectory
-from .comfy import Conditioning, fingerprint, same_model
+from .comfy import Conditioning
+from .comfy_fingerprint import fingerprint, same_model
 
 
 def check_samples(model: ModelPatcher, samples: Tensor) -> None:
@@ -34,7 +35,7 @@ def refuse_noise_mask(latent: dict[str, Any], instead: str) -> None:
     """Refuse a LATENT with a mask where it would be dropped in silence."""
     if "noise_mask" in latent:
         raise PalimpsestError(
-            "The latent carries a noise mask, but inversion is about the whole picture: "
+            "The latent carries a noise mask, but this node is about the whole picture: "
             f"remove Set Latent Noise Mask and give the mask to {instead}."
         )
 
@@ -51,6 +52,15 @@ def check_trajectory(model: ModelPatcher, trajectory: Trajectory) -> None:
         raise PalimpsestError(
             "The trajectory was made with another model than the one connected: connect the model "
             "that inverted the picture, or invert again with this one."
+        )
+
+
+def check_mask_count(mask: Tensor, pictures: int) -> None:
+    """Refuse a MASK [b, H, W] that is neither for all pictures nor one for each."""
+    if len(mask) not in (1, pictures):
+        raise PalimpsestError(
+            f"The mask holds {len(mask)} pictures, there are {pictures} to edit: give one mask, or "
+            "one for each picture."
         )
 
 

@@ -24,12 +24,12 @@ from .comfy import (
     BranchGuider,
     Conditioning,
     Session,
-    fingerprint,
     require_variance_preserving,
     run,
 )
 from .comfy_attention import require_unet
 from .comfy_checks import check_owner, check_samples, check_trajectory
+from .comfy_fingerprint import fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,11 +120,7 @@ class EditRequest:
     def start(self, session: Session) -> Edit:
         """The edit on the model's device."""
         device = session.x0.device
-        trajectory = replace(
-            self.trajectory,
-            latents=self.trajectory.latents.to(device),
-            origin=self.trajectory.origin.to(device),
-        )
+        trajectory = self.trajectory.to(device)
         bank = Bank(self.control.control, trajectory.steps) if self.control else None
         branches = Branches(
             target=session.denoiser(session.target, bank.inject if bank else None),
@@ -213,10 +209,10 @@ def edit(request: EditRequest) -> tuple[Tensor, Tensor | None, Spent]:
 
     def algorithm(session: Session) -> tuple[Tensor, Tensor | None]:
         whole = request.start(session)
-        edited = whole.run(session.on_step)
+        edited, chain = whole.run(session.on_step), whole.trajectory
         kept = comfy.model_management.intermediate_device()
         restored = [
-            None if x is None else session.restore(x, whole.trajectory).to(kept)
+            None if x is None else session.restore(x, chain.latents[0], chain.origin).to(kept)
             for x in (edited.latent, edited.source)
         ]
         return restored[0], restored[1]

@@ -135,7 +135,9 @@ class _Walk:
         self.source, self.i = stepped.source, self.i + 1
         if level == 1:
             # Core's arithmetic rounds; the edit's own result is exact where nothing was edited.
-            self.restored = self.session.restore(stepped.latent, trajectory)
+            self.restored = self.session.restore(
+                stepped.latent, trajectory.latents[0], trajectory.origin
+            )
         c = step_down(trajectory.sigmas[level], trajectory.sigmas[level - 1]).c
         return (stepped.latent - c * x) / (1 - c)
 

@@ -9,7 +9,6 @@ import folder_paths
 import safetensors
 from comfy.latent_formats import LatentFormat
 from comfy.model_patcher import ModelPatcher
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..pipelines.errors import PalimpsestError
@@ -17,8 +16,7 @@ from ..pipelines.schedule import check_falling
 from ..pipelines.trajectory import Recipe, Trajectory, from_tensors, to_tensors
 from .comfy_checks import check_samples
 from .comfy_editing import describe
-
-SUFFIX = ".safetensors"
+from .comfy_files import SUFFIX, write_numbered
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,33 +121,7 @@ def save_trajectory(trajectory: Trajectory, prefix: str) -> Path:
             f"The file name prefix {prefix!r} leaves ComfyUI's output folder: "
             "use a name such as trajectories/cat."
         )
-    wanted.parent.mkdir(parents=True, exist_ok=True)
-    tensors, about = to_tensors(trajectory)
-    tensors = {key: tensor.cpu() for key, tensor in tensors.items()}
-    path = _claim(wanted)
-    part = path.with_suffix(".part")
-    try:
-        save_file(tensors, part, about)
-        part.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        path.unlink(missing_ok=True)
-        part.unlink(missing_ok=True)
-        raise PalimpsestError(
-            f"The trajectory could not be written to {path.name}: {error}. Free some space."
-        ) from error
-    return path
-
-
-def _claim(wanted: Path) -> Path:
-    """The next free numbered file, created empty so that no other run can take it."""
-    number = 1
-    while True:
-        path = wanted.with_name(f"{wanted.name}_{number:05}{SUFFIX}")
-        try:
-            path.touch(exist_ok=False)
-            return path
-        except FileExistsError:
-            number += 1
+    return write_numbered(wanted, *to_tensors(trajectory), "The trajectory")
 
 
 def trajectory_files() -> list[str]:
@@ -207,10 +179,4 @@ def load_trajectory(name: str) -> Trajectory:
             "save the trajectory again."
         ) from error
     kept = comfy.model_management.intermediate_device()
-    trajectory = from_tensors(tensors, about, name=name)
-    return Trajectory(
-        trajectory.latents.to(kept),
-        trajectory.sigmas,
-        trajectory.origin.to(kept),
-        trajectory.recipe,
-    )
+    return from_tensors(tensors, about, name=name).to(kept)

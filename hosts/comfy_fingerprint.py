@@ -1,0 +1,65 @@
+"""What tells a model or a conditioning from others, as text that a file can keep."""
+
+import hashlib
+import json
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from .comfy import Conditioning
+
+
+def fingerprint(model: ModelPatcher) -> str:
+    """What tells a model from others: its architecture and a few of its weights, as text."""
+    config = {k: str(v) for k, v in model.model.model_config.unet_config.items() if k != "dtype"}
+    key = _probed(model)
+    probe = [
+        round(float(value), 4)
+        for weight, *_ in model.get_key_patches(key).get(key, [])[:1]
+        for value in (weight[0] if isinstance(weight, tuple) else weight).flatten()[:8]
+    ]
+    kind = type(model.model).__name__
+    return json.dumps({"kind": kind, "config": config, "probe": probe}, sort_keys=True)
+
+
+def _probed(model: ModelPatcher) -> str:
+    """The model's first vector of weights: small, and other in every training."""
+    weights = model.model.diffusion_model.named_parameters(prefix="diffusion_model")
+    return next((name for name, weight in weights if weight.ndim == 1), "")
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two fingerprints are of one model, whatever dtype it was loaded in."""
+    a, b = json.loads(one), json.loads(other)
+    alike = len(a["probe"]) == len(b["probe"]) and all(
+        # bf16 keeps 8 bits of a weight, fp8 four: what is meant is the same number.
+        abs(x - y) <= 0.07 * max(abs(x), abs(y)) + 1e-3
+        for x, y in zip(a["probe"], b["probe"], strict=True)
+    )
+    return alike and a["kind"] == b["kind"] and a["config"] == b["config"]
+
+
+def conditioning_key(conditioning: Conditioning) -> str:
+    """A digest of all numbers and words of a conditioning; "" where it holds what has none.
+
+    ControlNets, hooks and other live objects cannot be told apart from their like.
+    """
+    digest = hashlib.sha256()
+    return digest.hexdigest() if _feed(digest, conditioning) else ""
+
+
+def _feed(digest: Any, value: Any) -> bool:
+    """Feed a value into a digest; False where that is not possible."""
+    if isinstance(value, Tensor):
+        plain = value.detach().float().cpu().contiguous()
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(plain.numpy().tobytes())
+        return True
+    if isinstance(value, dict):
+        return all(_feed(digest, pair) for pair in sorted(value.items(), key=lambda p: str(p[0])))
+    if isinstance(value, list | tuple):
+        digest.update(f"{type(value).__name__}{len(value)}".encode())
+        return all(_feed(digest, item) for item in value)
+    digest.update(repr(value).encode())
+    return value is None or isinstance(value, bool | int | float | str)
