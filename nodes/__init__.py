@@ -2,7 +2,18 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import control, edit, invert, load, trajectory
+from . import (
+    control,
+    drag,
+    drag_points,
+    edit,
+    identity,
+    invert,
+    load,
+    sde,
+    sdedit,
+    trajectory,
+)
 
 
 class PalimpsestExtension(ComfyExtension):
@@ -10,4 +21,15 @@ class PalimpsestExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes, in menu order."""
-        return [*load.NODES, *invert.NODES, *control.NODES, *edit.NODES, *trajectory.NODES]
+        return [
+            *load.NODES,
+            *invert.NODES,
+            *control.NODES,
+            *edit.NODES,
+            *sdedit.NODES,
+            *sde.NODES,
+            *drag_points.NODES,
+            *drag.NODES,
+            *identity.NODES,
+            *trajectory.NODES,
+        ]

@@ -11,7 +11,7 @@ References:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -74,14 +74,26 @@ class Recorder:
             latents = markov(x0, self.sigmas, draw)
         else:
             latents = ddim(self.invert, x0, self.sigmas, scale=self.scale, on_step=on_step)
-        denoised = None
-        if self.source is not None:
-            denoised = denoise_chain(
-                self.source,
-                latents,
-                self.sigmas,
-                levels_at_once=self.levels_at_once,
-                on_levels=on_levels,
-            )
         recipe = Recipe("markov" if self.eta else "ddim", eta=self.eta)
-        return Trajectory(latents, self.sigmas, x0 if origin is None else origin, recipe, denoised)
+        chain = Trajectory(latents, self.sigmas, x0 if origin is None else origin, recipe)
+        return self.denoise(chain, on_levels)
+
+    def denoise(
+        self, chain: Trajectory, on_levels: Callable[[int], None] | None = None
+    ) -> Trajectory:
+        """A chain with the source's guesses, anew where it had some.
+
+        Args:
+            chain: A recorded chain.
+            on_levels: Progress.
+        """
+        if self.source is None:
+            return chain
+        guesses = denoise_chain(
+            self.source,
+            chain.latents,
+            chain.sigmas,
+            levels_at_once=self.levels_at_once,
+            on_levels=on_levels,
+        )
+        return replace(chain, denoised=guesses)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from .copy_paste import Brush, Cell, Move, Regions, copy_paste
+from .couplings import OnStep
 from .editing import Edit
 from .errors import PalimpsestError
 from .noise import Draw
@@ -22,12 +23,14 @@ from .points import DragPoints, Point
 from .trajectory import Trajectory
 
 
-def cells_of(points: DragPoints, cell: int) -> list[tuple[Cell, Cell]]:
+def cells_of(points: DragPoints, cell: int, size: Cell | None = None) -> list[tuple[Cell, Cell]]:
     """Handle and target of every pair as latent cells.
 
     Args:
         points: In pixels.
         cell: Pixels per latent cell.
+        size: Cells across and down, where the latent is of the middle of a picture whose sides are
+            no multiples of `cell`; pixels that were cut off count to the nearest cell.
 
     Raises:
         PalimpsestError: If there is no pair, or one does not leave its cell.
@@ -36,7 +39,16 @@ def cells_of(points: DragPoints, cell: int) -> list[tuple[Cell, Cell]]:
         raise PalimpsestError(
             "There is no drag: click on the picture in Drag Points and pull to where it shall go."
         )
-    pairs = [(_cell(handle, cell), _cell(target, cell)) for handle, target in points.pairs]
+    width, height = size or (math.ceil(n / cell) for n in points.size)
+    offset = [
+        max(0, n - cells * cell) // 2 for n, cells in zip(points.size, (width, height), strict=True)
+    ]
+
+    def place(point: Point) -> Cell:
+        x, y = (int(at - cut) // cell for at, cut in zip(point, offset, strict=True))
+        return min(max(x, 0), width - 1), min(max(y, 0), height - 1)
+
+    pairs = [(place(handle), place(target)) for handle, target in points.pairs]
     for number, ((handle, target), pixels) in enumerate(zip(pairs, points.pairs, strict=True), 1):
         if handle == target:
             raise PalimpsestError(
@@ -146,6 +158,7 @@ def drag(
     draw: Draw,
     regions: Regions | None = None,
     mask_start: bool = True,
+    on_step: OnStep | None = None,
     on_drag: OnDrag | None = None,
 ) -> Tensor:
     """Drag a picture along its plan.
@@ -160,6 +173,7 @@ def drag(
         regions: The user's own regions; the brush's square if not given.
         mask_start: Whether the mask already holds for what was pasted, before the first call of
             the model. The published code lets content outside the mask into that call.
+        on_step: Progress of the walk in each drag step.
         on_drag: Progress callback.
     """
     x = x0
@@ -177,7 +191,7 @@ def drag(
         )
         if mask_start and whole.mask is not None:
             start = top + whole.mask * (start - top)
-        x = whole.run(start=start).latent
+        x = whole.run(on_step, start=start).latent
         if on_drag:
             on_drag(i, x)
     return x
@@ -185,7 +199,3 @@ def drag(
 
 def _text(point: Point) -> str:
     return f"({point[0]:g}, {point[1]:g})"
-
-
-def _cell(point: Point, cell: int) -> Cell:
-    return int(point[0]) // cell, int(point[1]) // cell

@@ -11,6 +11,8 @@ TABLE = {
     "DDIM + Prompt-to-Prompt": (450, 210),
     "DDIM + Prompt-to-Prompt, with its reconstruction": (450, 250),
     "a second edit of the same trajectory": (650, 130),
+    "SDE-Drag, one drag step (n 200, t0 0.6)": (480, 479),
+    "SDE-Drag, one drag step, at guidance 1": (480, 240),
 }
 
 

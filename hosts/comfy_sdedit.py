@@ -1,0 +1,110 @@
+"""SDEdit's strengths as levels of a ComfyUI model, and its noising."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..pipelines.errors import PalimpsestError
+from ..pipelines.noise import seeded
+from ..pipelines.sdedit import sigma_of_t0_ve, sigma_of_t0_vp
+from .comfy_checks import check_samples
+from .comfy_space import Space, space_of
+from .comfy_trajectory import schedule
+
+#: What a strength may count, in the words of the nodes.
+UNITS = ("t0 (VP)", "t0 (VE)", "denoise", "sigma")
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How much noise.
+
+    Attributes:
+        unit: One of `UNITS`.
+        value: In that unit.
+    """
+
+    unit: str
+    value: float
+
+
+def levels_of(
+    model: ModelPatcher, strength: Strength, scheduler: str, steps: int
+) -> tuple[Tensor, float]:
+    """Falling levels that begin exactly at a strength, spread as a scheduler spreads them.
+
+    Returns:
+        [steps + 1] levels, as core's SIGMAS, and the sigma of the first.
+
+    Raises:
+        PalimpsestError: If the strength is none of this model's, or leaves no such steps.
+    """
+    space = space_of(model, "SDEdit")
+    if strength.unit == "denoise":
+        _check_part(strength)
+        levels = schedule(model, scheduler, steps, strength.value)
+        return levels, float(space.sigma(levels[0].double()))
+    sigma = _sigma_of(strength)
+    known = _known_sigmas(model, space)
+    if not known[0] <= sigma <= known[-1] * 1.0001:
+        raise PalimpsestError(
+            f"{strength.unit} {strength.value:g} is sigma {sigma:.4g}, this model knows "
+            f"{float(known[0]):.3g} to {float(known[-1]):.4g}: choose a strength between."
+        )
+    reached = int((known - sigma).abs().argmin()) + 1
+    levels = schedule(model, scheduler, steps, reached / len(known))
+    first = space.level(torch.tensor(sigma, dtype=torch.float64)).float()
+    levels = torch.cat([first[None], levels[1:]])
+    if not bool((levels.diff() < 0).all()):
+        raise PalimpsestError(
+            f"The schedule {scheduler!r} has no {steps} different levels below sigma {sigma:.4g}: "
+            "use fewer steps or another scheduler."
+        )
+    return levels, sigma
+
+
+def _check_part(strength: Strength) -> None:
+    if not 0 < strength.value <= 1:
+        raise PalimpsestError(
+            f"Strength must be above 0 and at most 1 in the unit {strength.unit}, got "
+            f"{strength.value:g}: try 0.5."
+        )
+
+
+def _sigma_of(strength: Strength) -> float:
+    if strength.unit == "sigma":
+        return strength.value
+    _check_part(strength)
+    return (sigma_of_t0_vp if strength.unit == "t0 (VP)" else sigma_of_t0_ve)(strength.value)
+
+
+def _known_sigmas(model: ModelPatcher, space: Space) -> Tensor:
+    """The sigmas of the model's training levels, rising."""
+    return space.sigma(model.get_model_object("model_sampling").sigmas.double().cpu())
+
+
+def noised(
+    model: ModelPatcher, latent: dict[str, Any], sigma: float, seed: int, noise: Any | None
+) -> Tensor:
+    """A LATENT at a noise level, with leftover noise as core's samplers take it.
+
+    Args:
+        model: Whose latent it is.
+        latent: The LATENT.
+        sigma: The level.
+        seed: Of the noise, where none is given.
+        noise: A NOISE of core's.
+    """
+    samples = latent["samples"]
+    check_samples(model, samples)
+    x0 = model.model.process_latent_in(samples.float())
+    drawn = seeded(seed)(x0) if noise is None else noise.generate_noise(latent).to(x0)
+    if drawn.shape != x0.shape:
+        raise PalimpsestError(
+            f"The noise is {tuple(drawn.shape)}, the latent {tuple(x0.shape)}: connect noise of "
+            "the latent's size."
+        )
+    return model.model.process_latent_out(x0 + sigma * drawn)

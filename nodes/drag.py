@@ -1,0 +1,264 @@
+"""Nodes that drag what is in a picture: SDE-Drag, and its Copy-Paste alone."""
+
+import comfy.utils
+import torch
+from comfy.model_management import InterruptProcessingException
+from comfy_api.latest import io, ui
+
+from ..hosts.comfy_drag import Drag, DragRequest, Path, paste_on_latent, start_drag
+from ..hosts.comfy_graph import show_in_node
+from ..hosts.comfy_pictures import as_picture, save_picture
+from ..hosts.comfy_sde import part_of_schedule
+from ..pipelines.copy_paste import Brush
+from .sde import LATENT_OUT, schedule_inputs, seed_input
+from .wires import Points, report
+
+CATEGORY = "palimpsest/drag"
+
+#: Pixels of the longest side of the live picture in the node.
+PREVIEW = 512
+
+
+def _brush_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "radius",
+            default=5,
+            min=1,
+            max=128,
+            tooltip="Latent cells around a handle that are copied: a square of twice as many. "
+            "Connect the radius of Drag Points.",
+        ),
+        io.Float.Input(
+            "alpha",
+            default=1.1,
+            min=0.0,
+            max=3.0,
+            step=0.05,
+            tooltip="Strength of the copy; a little above 1 keeps it clear.",
+            advanced=True,
+        ),
+        io.Float.Input(
+            "beta",
+            default=0.3,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="How much of the old stays where it was; the rest becomes noise.",
+            advanced=True,
+        ),
+    ]
+
+
+def _region_input() -> io.Input:
+    return io.Mask.Input(
+        "region",
+        optional=True,
+        tooltip="White on what moves, instead of a square: what hangs together under each handle.",
+    )
+
+
+class CopyPaste(io.ComfyNode):
+    """The copying alone, on any noisy latent."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestCopyPaste",
+            display_name="Copy-Paste",
+            category=CATEGORY,
+            description="Copies what is around each handle of a noisy latent to its target and "
+            "puts noise where it was, ready for any sampler.",
+            search_aliases=["sde-drag", "move latent", "latent copy paste", "drag"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model whose latent it is."),
+                io.Latent.Input("latent", tooltip="A noisy latent, with leftover noise."),
+                io.Sigmas.Input(
+                    "sigmas", tooltip="The sigmas that will finish it: the first is its level."
+                ),
+                Points.Input("points", tooltip="From Drag Points."),
+                *_brush_inputs(),
+                seed_input(),
+                _region_input(),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latent", tooltip="For a sampler with added noise disabled."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, latent, sigmas, points, radius, alpha, beta, seed, region=None
+    ) -> io.NodeOutput:
+        pasted = paste_on_latent(
+            latent["samples"],
+            points,
+            model,
+            float(sigmas[0]),
+            brush=Brush(radius, alpha, beta),
+            seed=seed,
+            region=region,
+        )
+        return io.NodeOutput({**latent, "samples": pasted})
+
+
+class SDEDrag(io.ComfyNode):
+    """The whole loop."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestSDEDrag",
+            display_name="SDE-Drag",
+            category=CATEGORY,
+            description="Drags what is at the handles to their targets, a little at a time, and "
+            "repaints what that tears open. Shows every step while it runs.",
+            search_aliases=["drag", "draggan", "dragdiffusion", "move object", "point editing"],
+            inputs=[
+                io.Model.Input("model", tooltip="A model, or Identity LoRA's."),
+                io.Conditioning.Input(
+                    "positive", tooltip="Describes the picture as it shall be after the drag."
+                ),
+                io.Conditioning.Input("negative", tooltip="What to avoid."),
+                io.Vae.Input("vae", tooltip="The VAE of the model."),
+                io.Image.Input("image", tooltip="The picture that the points were set on."),
+                Points.Input("points", tooltip="From Drag Points."),
+                *_brush_inputs(),
+                *schedule_inputs(0.6, 50),
+                io.Int.Input(
+                    "stride",
+                    default=2,
+                    min=1,
+                    max=64,
+                    tooltip="Latent cells per drag step: smaller is smoother and slower.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=3.0,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance at the noisiest stage; it falls to 1 at the cleanest. 1 "
+                    "costs half.",
+                ),
+                io.Float.Input(
+                    "eta",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="1 is the SDE, 0 the ODE (by DDIM inversion).",
+                ),
+                io.Boolean.Input(
+                    "early_stop",
+                    default=False,
+                    tooltip="On: every pair walks at the stride and stops where it arrives. Off: "
+                    "all arrive together, as published.",
+                ),
+                seed_input(),
+                io.Int.Input(
+                    "source_batch",
+                    default=8,
+                    min=1,
+                    max=256,
+                    tooltip="Stages of the undragged picture per model call: more is faster and "
+                    "takes more memory.",
+                    advanced=True,
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White where the picture may change: over handle, target and the way.",
+                ),
+                _region_input(),
+            ],
+            outputs=[
+                LATENT_OUT,
+                io.Image.Output(
+                    display_name="path",
+                    tooltip="The picture after every drag step, the undragged one first: an "
+                    "animation.",
+                ),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        negative,
+        vae,
+        image,
+        points,
+        radius,
+        alpha,
+        beta,
+        steps,
+        scheduler,
+        t0,
+        stride,
+        cfg,
+        eta,
+        early_stop,
+        seed,
+        source_batch,
+        mask=None,
+        region=None,
+    ) -> io.NodeOutput:
+        path, drag = start_drag(
+            DragRequest(
+                model,
+                positive,
+                negative,
+                vae,
+                image,
+                points,
+                levels=part_of_schedule(model, scheduler, steps, t0),
+                brush=Brush(radius, alpha, beta),
+                cfg=cfg,
+                stride=stride,
+                eta=eta,
+                early_stop=early_stop,
+                seed=seed,
+                mask=mask,
+                region=region,
+                levels_at_once=source_batch,
+            )
+        )
+        _run(drag, path)
+        text = f"{path.steps} drag steps, {path.rows} UNet rows, {path.seconds:.1f} s"
+        shown = ui.PreviewImage(path.pictures[-1], cls=cls).as_dict()
+        frames = torch.cat(path.pictures)
+        return io.NodeOutput({"samples": path.latent}, frames, ui=shown | report(path.spent, text))
+
+
+def _run(drag: Drag, path: Path) -> None:
+    """Walk a drag, show every step in the node, and keep the last one if it is cancelled."""
+    progress = comfy.utils.ProgressBar(1)
+
+    def show(done: int, total: int, pictures: torch.Tensor | None) -> None:
+        live = None if pictures is None else ("JPEG", as_picture(pictures[0]), PREVIEW)
+        progress.update_absolute(done, total, live)
+
+    try:
+        drag.run(path, show)
+    except InterruptProcessingException:
+        _keep(path)
+        raise
+
+
+def _keep(path: Path) -> None:
+    """Save the last finished drag step of a cancelled run, and show it in the node."""
+    done = len(path.pictures) - 1
+    if not done:
+        return
+    saved = save_picture(path.pictures[-1][0], "palimpsest/drag_cancelled")
+    text = f"cancelled after {done} of {path.steps} drag steps; kept as {saved.filename}"
+    show_in_node({"images": [saved.as_dict()], "palimpsest_text": [text]})
+
+
+NODES = [CopyPaste, SDEDrag]
