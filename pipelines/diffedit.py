@@ -9,6 +9,8 @@ References:
         arXiv:2210.11427, section 3.2 (step 1)
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -44,12 +46,18 @@ def edit_mask(
         [B, 1, h, w] 1 where the edit may paint, 0 elsewhere.
 
     Raises:
-        PalimpsestError: If there is no draw, the level is 0 or the prompts agree everywhere.
+        PalimpsestError: If there is no draw, the level or ratio is 0, or the prompts agree
+            everywhere.
     """
     if draws < 1 or not float(sigma) > 0:
         raise PalimpsestError(
             f"The mask needs 1 or more draws at a noise level above 0, got {draws} at sigma "
             f"{float(sigma):.4g}: raise them."
+        )
+    if draws_at_once < 1 or not (math.isfinite(ratio) and ratio > 0):
+        raise PalimpsestError(
+            f"The mask needs a ratio above 0 and 1 or more draws a call, got ratio {ratio} and "
+            f"{draws_at_once}: 3 and 5 are usual."
         )
     total = torch.zeros_like(x0[:, :1])
     for first in range(0, draws, draws_at_once):

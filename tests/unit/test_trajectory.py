@@ -19,7 +19,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 RECIPE = Recipe(
-    "ddim", "current", 3, 1.5, "SD15 abc", 120, (0.5, 2.0, 1.0, 1.0), (0.0, -1.0, 0.25, 0.0)
+    "ddim",
+    "current",
+    refinement=3,
+    cfg=1.5,
+    model="SD15 abc",
+    rows=120,
+    eta=0.5,
+    source="1 abc",
+    latent_slope=(0.5, 2.0, 1.0, 1.0),
+    latent_offset=(0.0, -1.0, 0.25, 0.0),
 )
 
 
