@@ -214,25 +214,28 @@ def _guided(
     options: dict[str, Any],
     seed: int | None,
 ) -> Tensor:
-    """Core's guided prediction; a scale per row is given to core's own formula row by row."""
+    """Core's guided prediction, also for a scale per row; rows of one level lie together."""
     pair = conds["negative"], conds["positive"]
-    if not isinstance(cfg, Tensor):
-        return comfy.samplers.sampling_function(
-            model, x, levels, *pair, cfg, model_options=options, seed=seed
-        )
     apart = {"sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function"}
-    if not apart & options.keys():
-        scale = per_row(cfg, x)
+    if apart & options.keys():
+        # Guidance of other nodes is written for one scale and one level a call.
+        sizes = levels.unique_consecutive(return_counts=True)[1].tolist()
+    elif isinstance(cfg, Tensor):
         cond, uncond = comfy.samplers.calc_cond_batch(model, [*reversed(pair)], x, levels, options)
-        return guide(cond, uncond, scale)
-    # Guidance of other nodes is written for one scale and one level a call.
-    rows = [
+        return guide(cond, uncond, per_row(cfg, x))
+    else:
+        sizes = [len(x)]
+    if isinstance(cfg, Tensor):
+        scales = [float(part[0]) for part in cfg.split(sizes)]
+    else:
+        scales = [cfg] * len(sizes)
+    parts = [
         comfy.samplers.sampling_function(
-            model, x[i : i + 1], levels[i : i + 1], *pair, float(cfg[i]), options, seed
+            model, rows, level, *pair, scale, model_options=options, seed=seed
         )
-        for i in range(len(x))
+        for rows, level, scale in zip(x.split(sizes), levels.split(sizes), scales, strict=True)
     ]
-    return torch.cat(rows)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _counter(rows: RowCount) -> Callable[..., Tensor]:

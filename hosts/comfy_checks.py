@@ -59,7 +59,7 @@ def check_mask_count(mask: Tensor, pictures: int) -> None:
     """Refuse a MASK [b, H, W] that is neither for all pictures nor one for each."""
     if len(mask) not in (1, pictures):
         raise PalimpsestError(
-            f"The mask holds {len(mask)} pictures, there are {pictures} to edit: give one mask, or "
+            f"The mask holds {len(mask)} pictures, {pictures} shall be edited: give one mask, or "
             "one for each picture."
         )
 

@@ -17,6 +17,7 @@ from ..pipelines.cycle_sde import Recorder
 from ..pipelines.denoiser import constant, ramp
 from ..pipelines.drag import cells_of, check_mask, drag, plan
 from ..pipelines.editing import CYCLE, Branches, Edit
+from ..pipelines.errors import PalimpsestError
 from ..pipelines.noise import seeded
 from ..pipelines.points import DragPoints
 from .comfy import BranchGuider, Conditioning, Session, run
@@ -70,7 +71,7 @@ class DragRequest:
 
 
 @dataclass(eq=False)
-class Path:
+class DragPath:
     """What a drag has come to so far: it is whole, or was cancelled on the way.
 
     Attributes:
@@ -93,7 +94,7 @@ class Path:
         return Spent(self.rows, self.seconds)
 
 
-def start_drag(request: DragRequest) -> tuple[Path, Drag]:
+def start_drag(request: DragRequest) -> tuple[DragPath, Drag]:
     """Encode the picture, plan the drag and refuse what cannot be dragged.
 
     Raises:
@@ -115,7 +116,7 @@ def start_drag(request: DragRequest) -> tuple[Path, Drag]:
     first = request.vae.decode(samples)
     whole = Drag(request, space, samples, moves, mask, regions)
     whole.try_copy()
-    return Path(len(moves), [first], samples), whole
+    return DragPath(len(moves), [first], samples), whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +144,7 @@ class Drag:
                 regions=areas,
             )
 
-    def run(self, path: Path, tell: Tell) -> None:
+    def run(self, path: DragPath, tell: Tell) -> None:
         """Walk the plan; `path` grows with every finished drag step.
 
         Every drag step is a sampling session of its own, so that the VAE may have the memory
@@ -226,6 +227,18 @@ class _State:
     x0: Tensor | None = None
 
 
+def _check_picture(points: DragPoints, model: ModelPatcher, samples: Tensor) -> None:
+    """Refuse points that were set on a picture of another size than the latent's."""
+    cell = model.get_model_object("latent_format").spacial_downscale_ratio
+    height, width = samples.shape[-2:]
+    if tuple(n // cell for n in points.size) != (width, height):
+        raise PalimpsestError(
+            f"The points were set on a picture of {points.size[0]} x {points.size[1]} pixels, the "
+            f"latent is of {width * cell} x {height * cell}: connect the latent of their picture, "
+            "or set the points anew."
+        )
+
+
 def latent_cells(points: DragPoints, samples: Tensor) -> list[tuple[Cell, Cell]]:
     """Pairs in the cells of a latent [B, C, h, w] that was encoded from their picture."""
     cell = max(1, points.size[0] // samples.shape[-1])
@@ -243,7 +256,7 @@ def paste_on_latent(
     samples: Tensor,
     points: DragPoints,
     model: ModelPatcher,
-    level: float,
+    levels: Tensor,
     *,
     brush: Brush,
     seed: int,
@@ -255,7 +268,7 @@ def paste_on_latent(
         samples: [B, C, h, w] LATENT samples with leftover noise.
         points: What moves where.
         model: Whose latent it is.
-        level: Noise level of the latent, as the first of core's SIGMAS.
+        levels: [k+1] core's SIGMAS that will finish it; the first is its noise level.
         brush: How.
         seed: Of the noise.
         region: [b, H, W] MASK of what moves; None copies squares.
@@ -265,9 +278,15 @@ def paste_on_latent(
     """
     check_samples(model, samples)
     space = space_of(model, "Copy-Paste")
+    if not len(levels):
+        raise PalimpsestError(
+            "The sigmas are empty, so that the level of the latent is not known: connect those "
+            "that will finish it, for example of SDEdit Noise."
+        )
+    _check_picture(points, model, samples)
     pairs = latent_cells(points, samples)
     moves = [Move(i, *pair) for i, pair in enumerate(pairs)]
-    sigma = float(space.sigma(torch.tensor(level, dtype=torch.float64)))
+    sigma = float(space.sigma(levels[0].double()))
     x = model.model.process_latent_in(samples.float())
     regions = None if region is None else regions_of(region, pairs, samples).at(moves)
     pasted = copy_paste(x, moves, sigma, brush=brush, draw=seeded(seed), regions=regions)

@@ -28,7 +28,7 @@ from .comfy import (
     run,
 )
 from .comfy_attention import require_unet
-from .comfy_checks import check_owner, check_samples, check_trajectory
+from .comfy_checks import check_mask_count, check_owner, check_samples, check_trajectory
 from .comfy_fingerprint import fingerprint
 
 
@@ -96,15 +96,17 @@ class EditRequest:
         """
         require_variance_preserving(self.model, "Edit")
         check_trajectory(self.model, self.trajectory)
+        if self.trajectory.recipe.eta:
+            raise PalimpsestError(
+                "Edit walks along inversions, this trajectory is drawn noise of Cycle-SDE: connect "
+                "it to the trajectory input of Cycle-SDE, or invert the picture with Invert (DDIM)."
+            )
         if self.control is not None:
             require_unet(self.model.model, "Prompt-to-Prompt")
             check_owner(self.control.source, self.source, "source")
             check_owner(self.control.target, self.target, "target")
-        if self.mask is not None and len(self.mask) not in (1, self.trajectory.origin.shape[0]):
-            raise PalimpsestError(
-                f"The mask holds {len(self.mask)} pictures, the trajectory "
-                f"{self.trajectory.origin.shape[0]}: give one mask, or one for each picture."
-            )
+        if self.mask is not None:
+            check_mask_count(self.mask, len(self.trajectory.origin))
 
     def guider(self) -> BranchGuider:
         """A guider with both pairs of conditionings."""

@@ -122,6 +122,8 @@ class CycleRequest:
         keys = [conditioning_key(self.source)]
         if self.source_cfg != 1:
             keys.append(conditioning_key(self.negative))
+        if self.model.patches:  # LoRA, and whatever else changes weights
+            keys.append(str(self.model.patches_uuid))
         return f"{self.source_cfg:g} {' '.join(keys)}" if all(keys) else ""
 
 
@@ -248,7 +250,7 @@ def _kept(request: CycleRequest, trajectory: Trajectory, spent: Spent) -> Trajec
     recipe = kept.recipe
     if request.trajectory is None:
         recipe = describe(request.model, replace(recipe, rows=spent.rows))
-    if kept.denoised is not None:
+    if kept.denoised is not None and not request.unchanged:  # else they are of an earlier source
         recipe = replace(recipe, source=request.source_key)
     return replace(kept, recipe=recipe)
 

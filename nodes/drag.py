@@ -5,7 +5,7 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from comfy_api.latest import io, ui
 
-from ..hosts.comfy_drag import Drag, DragRequest, Path, paste_on_latent, start_drag
+from ..hosts.comfy_drag import Drag, DragPath, DragRequest, paste_on_latent, start_drag
 from ..hosts.comfy_graph import show_in_node
 from ..hosts.comfy_pictures import as_picture, save_picture
 from ..hosts.comfy_sde import part_of_schedule
@@ -96,7 +96,7 @@ class CopyPaste(io.ComfyNode):
             latent["samples"],
             points,
             model,
-            float(sigmas[0]),
+            sigmas,
             brush=Brush(radius, alpha, beta),
             seed=seed,
             region=region,
@@ -236,7 +236,7 @@ class SDEDrag(io.ComfyNode):
         return io.NodeOutput({"samples": path.latent}, frames, ui=shown | report(path.spent, text))
 
 
-def _run(drag: Drag, path: Path) -> None:
+def _run(drag: Drag, path: DragPath) -> None:
     """Walk a drag, show every step in the node, and keep the last one if it is cancelled."""
     progress = comfy.utils.ProgressBar(1)
 
@@ -251,7 +251,7 @@ def _run(drag: Drag, path: Path) -> None:
         raise
 
 
-def _keep(path: Path) -> None:
+def _keep(path: DragPath) -> None:
     """Save the last finished drag step of a cancelled run, and show it in the node."""
     done = len(path.pictures) - 1
     if not done:

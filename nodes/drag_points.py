@@ -28,7 +28,7 @@ class SetDragPoints(io.ComfyNode):
                     default="",
                     socketless=True,
                     tooltip="Press on what shall move and drag it to where it shall go.",
-                    extra_dict={"widgetType": "PALIMPSEST_POINTS"},
+                    extra_dict={"widgetType": "PALIMPSEST_DRAG_EDITOR"},
                 ),
                 io.Int.Input(
                     "radius",

@@ -96,7 +96,7 @@ def _levels_at_once() -> io.Input:
 
 
 LATENT_OUT = io.Latent.Output(display_name="latent", tooltip="The edited picture.")
-TRAJECTORY_OUT = io.Custom("PALIMPSEST_TRAJECTORY").Output(
+TRAJECTORY_OUT = Trajectory.Output(
     display_name="trajectory",
     tooltip="The picture's own noise, and what the model made of it: for a further edit.",
 )

@@ -226,7 +226,7 @@ class SDEditSweep(io.ComfyNode):
                     display_name="images", tooltip="The pictures, row by row, without labels."
                 ),
             ],
-            has_intermediate_output=True,
+            is_output_node=True,
         )
 
     @classmethod

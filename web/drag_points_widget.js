@@ -1,4 +1,4 @@
-/** The PALIMPSEST_POINTS widget: the drag-point editor in a node, and what it sees of the graph. */
+/** The PALIMPSEST_DRAG_EDITOR widget: the drag-point editor, and what it sees of the graph. */
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -17,7 +17,7 @@ app.registerExtension({
   name: "palimpsest.DragPoints",
 
   getCustomWidgets: () => ({
-    PALIMPSEST_POINTS(node, name) {
+    PALIMPSEST_DRAG_EDITOR(node, name) {
       return { widget: addEditor(node, name), minWidth: 380, minHeight: 520 };
     },
   }),
@@ -35,7 +35,7 @@ function addEditor(node, name) {
     if (editor.element.closest(".dom-widget")) app.canvas.processMouseWheel(event);
   };
   const editor = new PointsEditor(onChange, passWheel);
-  const widget = node.addDOMWidget(name, "PALIMPSEST_POINTS", editor.element, {
+  const widget = node.addDOMWidget(name, "PALIMPSEST_DRAG_EDITOR", editor.element, {
     getValue: () => editor.value,
     setValue: (text) => (editor.value = text),
     getMinHeight: () => MIN_HEIGHT,

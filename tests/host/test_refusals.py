@@ -129,7 +129,7 @@ def test_a_conditioning_that_is_not_the_controls_is_refused(sd1, made):
 
 
 def test_masks_of_another_batch_are_refused(made):
-    with pytest.raises(PalimpsestError, match="The mask holds 3 pictures, the trajectory 1"):
+    with pytest.raises(PalimpsestError, match="The mask holds 3 pictures, 1 shall be edited"):
         edit(replace(made, mask=torch.ones(3, 64, 64)))
 
 
@@ -142,3 +142,9 @@ def test_a_latent_batch_that_its_sigmas_do_not_divide_is_refused(sd1):
     sigmas = schedule(sd1.model, "simple", 3, 0.5)
     with pytest.raises(PalimpsestError, match="holds 7 latents, which 4 levels do not divide"):
         trajectory_from_latents(sd1.model, torch.randn(7, 4, 8, 8), sigmas)
+
+
+def test_a_trajectory_of_drawn_noise_is_refused(made):
+    drawn = replace(made.trajectory, recipe=replace(made.trajectory.recipe, eta=1.0))
+    with pytest.raises(PalimpsestError, match="connect it to the trajectory input of Cycle-SDE"):
+        edit(replace(made, trajectory=drawn))
