@@ -50,9 +50,11 @@ def levels_of(
     sigma = _sigma_of(strength)
     known = _known_sigmas(model, space)
     if not known[0] <= sigma <= known[-1] * 1.0001:
+        low, high = _allowed(strength.unit, known)
         raise PalimpsestError(
             f"{strength.unit} {strength.value:g} is sigma {sigma:.4g}, this model knows "
-            f"{float(known[0]):.3g} to {float(known[-1]):.4g}: choose a strength between."
+            f"{float(known[0]):.3g} to {float(known[-1]):.4g}: choose a strength from {low:.2g} to "
+            f"{high:.3g}."
         )
     reached = int((known - sigma).abs().argmin()) + 1
     levels = schedule(model, scheduler, steps, reached / len(known))
@@ -79,6 +81,15 @@ def _sigma_of(strength: Strength) -> float:
         return strength.value
     _check_part(strength)
     return (sigma_of_t0_vp if strength.unit == "t0 (VP)" else sigma_of_t0_ve)(strength.value)
+
+
+def _allowed(unit: str, known: Tensor) -> tuple[float, float]:
+    """The least and the largest strength of a unit within known sigmas, by hundredths for t0."""
+    if unit == "sigma":
+        return float(known[0]), float(known[-1])
+    hundredths = [n / 100 for n in range(1, 101)]
+    inside = [n for n in hundredths if known[0] <= _sigma_of(Strength(unit, n)) <= known[-1]]
+    return min(inside), max(inside)
 
 
 def _known_sigmas(model: ModelPatcher, space: Space) -> Tensor:

@@ -15,7 +15,7 @@ from .wires import Points, report
 
 CATEGORY = "palimpsest/drag"
 
-#: Pixels of the longest side of the live picture in the node.
+#: Pixels at most of a side of the live picture in the node.
 PREVIEW = 512
 
 
@@ -241,8 +241,12 @@ def _run(drag: Drag, path: DragPath) -> None:
     progress = comfy.utils.ProgressBar(1)
 
     def show(done: int, total: int, pictures: torch.Tensor | None) -> None:
-        live = None if pictures is None else ("JPEG", as_picture(pictures[0]), PREVIEW)
-        progress.update_absolute(done, total, live)
+        if pictures is None:
+            progress.update_absolute(done, total)
+            return
+        picture = as_picture(pictures[0])
+        # ComfyUI scales a preview to the size it is told, also upwards.
+        progress.update_absolute(done, total, ("JPEG", picture, min(PREVIEW, *picture.size)))
 
     try:
         drag.run(path, show)

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 import palimpsest
+import pytest
+from palimpsest.demo.judge import judge
+from palimpsest.demo.scenes import caption
 from palimpsest.dev import PACK
 from palimpsest.tests.browser.front_end import (
     choose_template,
@@ -18,14 +21,37 @@ from palimpsest.tests.browser.front_end import (
 from palimpsest.tests.server.pictures import (
     api_form,
     demo_pictures,
+    far_outside,
     find,
     kept_outside,
     painted_inside,
+    psnr,
+    saved_pictures,
+    shown_mask,
 )
 
 WORKFLOWS = Path(palimpsest.__file__).parent / "workflows"
 DEMO = WORKFLOWS / "palimpsest_demo.json"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+
+#: What the results of the workflows that need no download show, by the name they are saved under.
+RESULTS = {
+    "strokes_to_picture": {"picture": "a red heart on grass", "core": "a red heart on grass"},
+    "stroke_edit": {"edit": "a blue heart on snow"},
+    "compositing": {"harmonised": "a yellow square on snow"},
+    "cycle_sde": {
+        "sde": "a red cross on grass",
+        "ode": "a red cross on grass",
+        "second": "a red circle on grass",
+    },
+    "diffedit": dict.fromkeys(["sde", "ode"], "a turquoise square on sand"),
+    "inpaint": dict.fromkeys(["sde1", "sde2", "ode1", "ode2"], "a blue star on grass"),
+    "sde_drag": {"dragged": "a yellow star on grass"},
+    "copy_paste": {"result": "a yellow star on grass"},
+}
+MASKED = {"stroke_edit", "compositing", "diffedit", "inpaint", "sde_drag"}
+MOVED = {"sde_drag": (73, 64), "copy_paste": (77, 64)}  # where the object is in the end
+RENDERERS = ("canvas", "vue")
 
 
 def test_the_demo_is_found_loaded_and_run_from_the_templates_dialog(page, server, screenshot):
@@ -61,6 +87,46 @@ def test_every_workflow_loads_and_is_saved_as_it_was_shipped(page):
         shown = boxes(page)
         covered = [(a[0], b[0]) for a in shown for b in shown if a is not b and overlap(a, b)]
         assert covered == [], name
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [(RENDERERS[i % 2], name) for i, name in enumerate(RESULTS)],
+    indirect=["page"],
+)
+def test_a_workflow_makes_what_it_promises(page, server, screenshot, name):
+    load_workflow(page, WORKFLOWS / f"palimpsest_{name}.json", name)
+    walk_few_steps(page)
+    prompt = graph_to_prompt(page)
+    ended = run(page)
+    assert ended["kind"] == "execution_success", ended
+    entry = server.wait(ended["prompt_id"])
+    pictures = saved_pictures(server, prompt, entry)
+    judged = {result: judge(pictures[result]) for result in RESULTS[name]}
+    assert {result: caption(seen) for result, seen in judged.items()} == RESULTS[name]
+    if name in MASKED:
+        outside = far_outside(shown_mask(server, prompt, entry))
+        assert outside.any()
+        assert all(psnr(pictures[result], pictures["original"], outside) > 28 for result in judged)
+    if name in MOVED:
+        (seen,) = judged.values()
+        assert (seen.x, seen.y) == pytest.approx(MOVED[name], abs=8)
+    if name == "sde_drag":
+        (told,) = entry["outputs"][find(prompt, "PalimpsestSDEDrag")]["palimpsest_text"]
+        (file,) = entry["outputs"][find(prompt, "SaveAnimatedWEBP")]["images"]
+        animation = server.image(file["filename"], file["subfolder"])
+        assert told.startswith(f"{animation.n_frames - 1} drag steps, ")
+    page.wait_for_timeout(1000)  # the pictures are drawn
+    screenshot("done")
+
+
+def walk_few_steps(page, steps=12):
+    """Set every number of steps that is larger."""
+    page.evaluate(
+        """steps => { for (const node of app.graph.nodes) for (const widget of node.widgets ?? [])
+            if (widget.name === "steps" && widget.value > steps) widget.value = steps }""",
+        steps,
+    )
 
 
 def boxes(page):

@@ -1,4 +1,4 @@
-"""The shipped demo's results, read as pictures."""
+"""The results of the shipped workflows, read as pictures."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import palimpsest
 from palimpsest.demo import scenes
 from palimpsest.demo.judge import pixels_of_color
+from torch.nn.functional import max_pool2d
 from torchvision.transforms.functional import pil_to_tensor
 
 API_FORM = Path(palimpsest.__file__).parent / "demo" / "demo_api.json"
@@ -27,14 +28,39 @@ def as_tensor(picture):
     return pil_to_tensor(picture.convert("RGB")).movedim(0, -1) / 255
 
 
-def demo_pictures(server, entry):
-    """The demo's three pictures, by the last word of their prefix."""
+def saved_pictures(server, prompt, entry):
+    """The pictures that a prompt saved, by the last word of their prefix."""
     found = {}
-    for key, node in api_form().items():
+    for key, node in prompt.items():
         if node["class_type"] == "SaveImage":
             (picture,) = server.images(entry, key)
             found[node["inputs"]["filename_prefix"].rpartition("/")[2]] = as_tensor(picture)
     return found
+
+
+def demo_pictures(server, entry):
+    """The demo's three pictures, by the last word of their prefix."""
+    return saved_pictures(server, api_form(), entry)
+
+
+def shown_mask(server, prompt, entry):
+    """The mask [H, W] that a workflow shows: as a picture, or in the editor of Drag Points."""
+    shown = [entry["outputs"].get(key, {}) for key in prompt]
+    files = [output["palimpsest_mask"] for output in shown if "palimpsest_mask" in output]
+    files += [
+        entry["outputs"][key]["images"]
+        for key, node in prompt.items()
+        if node["class_type"] == "PreviewImage"
+        and prompt[node["inputs"]["images"][0]]["class_type"] == "MaskToImage"
+    ]
+    ((file,),) = files
+    return as_tensor(server.image(file["filename"], file["subfolder"], file["type"]))[..., 0]
+
+
+def far_outside(mask, margin=16):
+    """Where a picture is that many pixels away from all that is white in a mask: a bool [H, W]."""
+    size = 2 * margin + 1
+    return max_pool2d(mask[None], size, stride=1, padding=margin)[0] == 0
 
 
 def demo_scenes():
