@@ -110,9 +110,11 @@ def start_drag(request: DragRequest) -> tuple[DragPath, Drag]:
     mask = None
     if request.mask is not None:
         check_mask_count(request.mask, len(samples))
-        mask = latent_mask(request.mask, samples)
+        mask = latent_mask(_encoded_part(request.mask, points, samples), samples)
         check_mask(mask, pairs)
-    regions = None if request.region is None else regions_of(request.region, pairs, samples)
+    regions = None
+    if request.region is not None:
+        regions = regions_of(_encoded_part(request.region, points, samples), pairs, samples)
     first = request.vae.decode(samples)
     whole = Drag(request, space, samples, moves, mask, regions)
     whole.try_copy()
@@ -239,6 +241,17 @@ def _check_picture(points: DragPoints, model: ModelPatcher, samples: Tensor) -> 
         )
 
 
+def _encoded_part(mask: Tensor, points: DragPoints, samples: Tensor) -> Tensor:
+    """What a VAE takes of a MASK [b, H, W] of the picture: the middle, in whole cells."""
+    width, height = points.size
+    if mask.shape[-2:] != (height, width):
+        return mask
+    rows, columns = samples.shape[-2:]
+    cell = max(1, width // columns)
+    top, left = (height - rows * cell) // 2, (width - columns * cell) // 2
+    return mask[:, top : top + rows * cell, left : left + columns * cell]
+
+
 def latent_cells(points: DragPoints, samples: Tensor) -> list[tuple[Cell, Cell]]:
     """Pairs in the cells of a latent [B, C, h, w] that was encoded from their picture."""
     cell = max(1, points.size[0] // samples.shape[-1])
@@ -288,7 +301,10 @@ def paste_on_latent(
     moves = [Move(i, *pair) for i, pair in enumerate(pairs)]
     sigma = float(space.sigma(levels[0].double()))
     x = model.model.process_latent_in(samples.float())
-    regions = None if region is None else regions_of(region, pairs, samples).at(moves)
+    regions = None
+    if region is not None:
+        part = _encoded_part(region, points, samples)
+        regions = regions_of(part, pairs, samples).at(moves)
     pasted = copy_paste(x, moves, sigma, brush=brush, draw=seeded(seed), regions=regions)
     out = model.model.process_latent_out(pasted)
     return torch.where(pasted == x, samples.float(), out)

@@ -124,7 +124,14 @@ class CycleRequest:
             keys.append(conditioning_key(self.negative))
         if self.model.patches:  # LoRA, and whatever else changes weights
             keys.append(str(self.model.patches_uuid))
+        if not _plain(self.model.model_options):
+            return ""  # patches of calls are functions, which have no name to go by
         return f"{self.source_cfg:g} {' '.join(keys)}" if all(keys) else ""
+
+
+def _plain(options: dict[str, Any]) -> bool:
+    """Whether a model's options hold nothing that changes its calls."""
+    return all(isinstance(value, dict) and _plain(value) for value in options.values())
 
 
 def cycle_sde(request: CycleRequest) -> tuple[Tensor, Trajectory, Spent]:

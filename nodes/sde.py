@@ -350,8 +350,8 @@ class Inpaint(io.ComfyNode):
                 io.Combo.Input(
                     "order",
                     options=["1", "2"],
-                    tooltip="1: DDIM and its SDE. 2: DPM-Solver++ (2M) and its SDE, finer; as sde it "
-                    "needs 25 steps or more, or karras.",
+                    tooltip="1: DDIM and its SDE. 2: DPM-Solver++ (2M) and its SDE, finer; as sde "
+                    "it needs 25 steps or more, or karras.",
                 ),
                 seed_input(),
             ],
