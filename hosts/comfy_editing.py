@@ -30,6 +30,7 @@ from .comfy import (
 from .comfy_attention import require_unet
 from .comfy_checks import check_mask_count, check_owner, check_samples, check_trajectory
 from .comfy_fingerprint import fingerprint
+from .comfy_space import OURS, Space
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +184,7 @@ def invert(
             on_step=session.on_step,
         )
 
-    latents, spent = _timed(guider, samples, sigmas, algorithm)
+    latents, spent = timed(guider, samples, sigmas, algorithm)
     recipe = describe(model, Recipe("ddim", convention, refinement, cfg, rows=spent.rows))
     kept = comfy.model_management.intermediate_device()
     return Trajectory(latents.float().to(kept), rising, samples.to(kept), recipe), spent
@@ -219,17 +220,24 @@ def edit(request: EditRequest) -> tuple[Tensor, Tensor | None, Spent]:
         ]
         return restored[0], restored[1]
 
-    (latent, source), spent = _timed(
+    (latent, source), spent = timed(
         request.guider(), trajectory.origin, trajectory.falling_sigmas, algorithm
     )
     return latent, source, spent
 
 
-def _timed(
-    guider: BranchGuider, samples: Tensor, sigmas: Tensor, algorithm: Callable[[Session], Any]
+def timed(
+    guider: BranchGuider,
+    samples: Tensor,
+    levels: Tensor,
+    algorithm: Callable[[Session], Any],
+    *,
+    space: Space = OURS,
+    total: int | None = None,
 ) -> tuple[Any, Spent]:
+    """Call `run`, and say what it cost."""
     start = time.perf_counter()
-    result, rows = run(guider, samples, sigmas, algorithm)
+    result, rows = run(guider, samples, levels, algorithm, space=space, total=total)
     return result, Spent(rows, time.perf_counter() - start)
 
 

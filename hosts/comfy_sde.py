@@ -1,15 +1,12 @@
-"""The SDE family on ComfyUI's MODEL, CONDITIONING and LATENT: Cycle-SDE, DiffEdit, SDEdit."""
+"""Cycle-SDE and DiffEdit on ComfyUI's MODEL, CONDITIONING and LATENT."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import comfy.model_management
-import comfy.samplers
-import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -18,13 +15,13 @@ from ..pipelines.denoiser import Denoiser, constant
 from ..pipelines.diffedit import edit_mask
 from ..pipelines.editing import CYCLE, Branches, Edit
 from ..pipelines.errors import PalimpsestError
-from ..pipelines.noise import Draw, seeded
-from ..pipelines.sdedit import sdedit
+from ..pipelines.noise import seeded
 from ..pipelines.trajectory import Trajectory
-from .comfy import BranchGuider, Conditioning, Session, run
+from .comfy import BranchGuider, Conditioning, Session
 from .comfy_checks import check_mask_count, check_samples, check_trajectory
-from .comfy_editing import Spent, describe, latent_mask
+from .comfy_editing import Spent, describe, latent_mask, timed
 from .comfy_fingerprint import conditioning_key
+from .comfy_levels import sigma_of_part
 from .comfy_space import Space, host_levels, rising_sigmas, space_of
 
 
@@ -148,7 +145,7 @@ def cycle_sde(request: CycleRequest) -> tuple[Tensor, Trajectory, Spent]:
         walk = _Walk(request, session, sigmas, steps)
         return walk.edit(walk.mask(request.mask))
 
-    (latent, trajectory), spent = timed(_guider(request), request, space, 2 * steps, algorithm)
+    (latent, trajectory), spent = _run(request, space, sigmas, algorithm)
     return latent, _kept(request, trajectory, spent), spent
 
 
@@ -181,9 +178,7 @@ def diffedit(request: CycleRequest, draws: Draws) -> tuple[Tensor, Tensor, Traje
         latent, trajectory = walk.edit(found)
         return latent, found[:, 0], trajectory
 
-    (latent, found, trajectory), spent = timed(
-        _guider(request), request, space, 2 * steps, algorithm
-    )
+    (latent, found, trajectory), spent = _run(request, space, sigmas, algorithm)
     return latent, found.to(latent.device), _kept(request, trajectory, spent), spent
 
 
@@ -243,12 +238,17 @@ class _Walk:
         return lambda done: self.session.on_step(done, shown, shown)
 
 
-def _guider(request: CycleRequest) -> BranchGuider:
+def _run(
+    request: CycleRequest, space: Space, sigmas: Tensor, algorithm: Callable[[Session], Any]
+) -> tuple[Any, Spent]:
+    """Run an algorithm over the chain, its progress once up and once down."""
     guider = BranchGuider(request.model)
     guider.set_conds(request.target, request.negative)
     guider.set_source(request.source, request.negative)
     guider.set_cfg(request.cfg)
-    return guider
+    levels = host_levels(space, sigmas)
+    total = 2 * (len(sigmas) - 1)
+    return timed(guider, request.origin, levels, algorithm, space=space, total=total)
 
 
 def _kept(request: CycleRequest, trajectory: Trajectory, spent: Spent) -> Trajectory:
@@ -260,142 +260,3 @@ def _kept(request: CycleRequest, trajectory: Trajectory, spent: Spent) -> Trajec
     if kept.denoised is not None and not request.unchanged:  # else they are of an earlier source
         recipe = replace(recipe, source=request.source_key)
     return replace(kept, recipe=recipe)
-
-
-def timed(
-    guider: BranchGuider,
-    request: CycleRequest | SDEditRequest,
-    space: Space,
-    total: int,
-    algorithm: Callable[[Session], Any],
-) -> tuple[Any, Spent]:
-    """Run an algorithm over a request's levels and say what it cost."""
-    start = time.perf_counter()
-    levels = host_levels(space, request.sigmas(space))
-    result, rows = run(guider, request.origin, levels, algorithm, space=space, total=total)
-    return result, Spent(rows, time.perf_counter() - start)
-
-
-@dataclass(frozen=True, eq=False)
-class SDEditRequest:
-    """A guide to be painted anew, as it comes from the wires.
-
-    Attributes:
-        model: An eps-, v-prediction or flow model.
-        positive: What the picture shall show.
-        negative: The other end of the guidance.
-        samples: [B, C, h, w] the guide, a LATENT.
-        levels: [k+1] falling levels, as core's SIGMAS; the first is where the walk begins.
-        cfg: Guidance scale.
-        seed: Of all noise.
-        mask: [b, H, W] in 0..1, white where it is painted anew; None everywhere.
-        eta: 1 for the SDE, 0 for the ODE.
-        order: 1, or 2 for DPM-Solver++ (2M).
-        repeats: How often.
-        wipe: Begin with noise alone where the mask is open.
-        feature: What the node is called, for messages.
-    """
-
-    model: ModelPatcher
-    positive: Conditioning
-    negative: Conditioning
-    samples: Tensor
-    levels: Tensor
-    cfg: float
-    seed: int
-    mask: Tensor | None = None
-    eta: float = 1.0
-    order: Literal[1, 2] = 1
-    repeats: int = 1
-    wipe: bool = False
-    feature: str = "SDEdit"
-
-    @property
-    def origin(self) -> Tensor:
-        """[B, C, h, w] the guide, as LATENT samples."""
-        return self.samples
-
-    def sigmas(self, space: Space) -> Tensor:
-        """[k+1] rising levels."""
-        return rising_sigmas(space, self.levels)
-
-
-def paint_anew(request: SDEditRequest) -> tuple[Tensor, Spent]:
-    """SDEdit, and inpainting.
-
-    Returns:
-        The painted LATENT samples and the cost.
-    """
-    space = space_of(request.model, request.feature)
-    check_samples(request.model, request.samples)
-    if request.mask is not None:
-        check_mask_count(request.mask, len(request.samples))
-    guider = BranchGuider(request.model)
-    guider.set_conds(request.positive, request.negative)
-    guider.set_source(request.positive, request.negative)
-    guider.set_cfg(request.cfg)
-    draw: Draw = seeded(request.seed)
-
-    def algorithm(session: Session) -> Tensor:
-        x0, mask = session.x0, request.mask
-        painted = sdedit(
-            x0,
-            request.sigmas(space),
-            session.denoiser(session.target),
-            draw=draw,
-            mask=None if mask is None else latent_mask(mask, x0).to(x0),
-            eta=request.eta,
-            order=request.order,
-            repeats=request.repeats,
-            wipe=request.wipe,
-            on_step=session.on_step,
-        )
-        restored = session.restore(painted, x0, request.samples)
-        return restored.to(comfy.model_management.intermediate_device())
-
-    total = request.repeats * (len(request.levels) - 1)
-    return timed(guider, request, space, total, algorithm)
-
-
-def part_of_schedule(model: ModelPatcher, scheduler: str, steps: int, t0: float) -> Tensor:
-    """The last `t0` of a schedule's falling levels, as the SDE papers count.
-
-    Args:
-        model: The model.
-        scheduler: A name of core's.
-        steps: Of the whole way from pure noise.
-        t0: The part of them that is walked, 0 to 1.
-
-    Raises:
-        PalimpsestError: If no step is left, or the schedule has no such levels.
-    """
-    if not 0 <= t0 <= 1:
-        raise PalimpsestError(f"t0 must be above 0 and at most 1, got {t0}: try 0.6.")
-    if steps < 1:
-        raise PalimpsestError(f"Steps must be 1 or more, got {steps}.")
-    sampling = model.get_model_object("model_sampling")
-    whole = comfy.samplers.calculate_sigmas(sampling, scheduler, steps).cpu()
-    walked = round(t0 * (len(whole) - 1))
-    if walked < 1:
-        raise PalimpsestError(
-            f"t0 {t0:g} of {steps} steps leaves no step to walk, so nothing would change: raise t0 "
-            f"to at least {1 / steps:.2g}."
-        )
-    levels = whole[-(walked + 1) :]
-    if not bool((levels.diff() < 0).all()):
-        raise PalimpsestError(
-            f"The schedule {scheduler!r} has no {steps} different levels: use fewer steps or "
-            "another scheduler."
-        )
-    return levels
-
-
-def sigma_of_part(model: ModelPatcher, space: Space, part: float) -> Tensor:
-    """0-d noise level at a part of the model's training timesteps."""
-    if not 0 < part <= 1:
-        raise PalimpsestError(
-            f"The mask's strength must be above 0 and at most 1, got {part}: try 0.5."
-        )
-    levels = model.get_model_object("model_sampling").sigmas
-    level = levels[max(0, round(part * len(levels)) - 1)]
-    return space.sigma(torch.as_tensor(level).double().cpu())

@@ -1,17 +1,20 @@
-"""SDEdit's strengths as levels of a ComfyUI model, and its noising."""
+"""SDEdit and inpainting on ComfyUI's MODEL, CONDITIONING and LATENT."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.noise import seeded
-from ..pipelines.sdedit import sigma_of_t0_ve, sigma_of_t0_vp
-from .comfy_checks import check_samples
-from .comfy_space import Space, space_of
+from ..pipelines.sdedit import sdedit, sigma_of_t0_ve, sigma_of_t0_vp
+from .comfy import BranchGuider, Conditioning, Session
+from .comfy_checks import check_mask_count, check_samples
+from .comfy_editing import Spent, latent_mask, timed
+from .comfy_space import Space, host_levels, rising_sigmas, space_of
 from .comfy_trajectory import schedule
 
 #: What a strength may count, in the words of the nodes.
@@ -119,3 +122,76 @@ def noised(
             "the latent's size."
         )
     return model.model.process_latent_out(x0 + sigma * drawn)
+
+
+@dataclass(frozen=True, eq=False)
+class SDEditRequest:
+    """A guide to be painted anew, as it comes from the wires.
+
+    Attributes:
+        model: An eps-, v-prediction or flow model.
+        positive: What the picture shall show.
+        negative: The other end of the guidance.
+        samples: [B, C, h, w] the guide, a LATENT.
+        levels: [k+1] falling levels, as core's SIGMAS; the first is where the walk begins.
+        cfg: Guidance scale.
+        seed: Of all noise.
+        mask: [b, H, W] in 0..1, white where it is painted anew; None everywhere.
+        eta: 1 for the SDE, 0 for the ODE.
+        order: 1, or 2 for DPM-Solver++ (2M).
+        repeats: How often.
+        wipe: Begin with noise alone where the mask is open.
+        feature: What the node is called, for messages.
+    """
+
+    model: ModelPatcher
+    positive: Conditioning
+    negative: Conditioning
+    samples: Tensor
+    levels: Tensor
+    cfg: float
+    seed: int
+    mask: Tensor | None = None
+    eta: float = 1.0
+    order: Literal[1, 2] = 1
+    repeats: int = 1
+    wipe: bool = False
+    feature: str = "SDEdit"
+
+
+def paint_anew(request: SDEditRequest) -> tuple[Tensor, Spent]:
+    """SDEdit, and inpainting.
+
+    Returns:
+        The painted LATENT samples and the cost.
+    """
+    space = space_of(request.model, request.feature)
+    check_samples(request.model, request.samples)
+    if request.mask is not None:
+        check_mask_count(request.mask, len(request.samples))
+    guider = BranchGuider(request.model)
+    guider.set_conds(request.positive, request.negative)
+    guider.set_source(request.positive, request.negative)
+    guider.set_cfg(request.cfg)
+    draw, sigmas = seeded(request.seed), rising_sigmas(space, request.levels)
+
+    def algorithm(session: Session) -> Tensor:
+        x0, mask = session.x0, request.mask
+        painted = sdedit(
+            x0,
+            sigmas,
+            session.denoiser(session.target),
+            draw=draw,
+            mask=None if mask is None else latent_mask(mask, x0).to(x0),
+            eta=request.eta,
+            order=request.order,
+            repeats=request.repeats,
+            wipe=request.wipe,
+            on_step=session.on_step,
+        )
+        restored = session.restore(painted, x0, request.samples)
+        return restored.to(comfy.model_management.intermediate_device())
+
+    total = request.repeats * (len(request.levels) - 1)
+    levels = host_levels(space, sigmas)
+    return timed(guider, request.samples, levels, algorithm, space=space, total=total)

@@ -2,17 +2,22 @@
 
 from itertools import product
 
-import comfy.samplers
 import torch
 from comfy_api.latest import io, ui
 
 from ..hosts.comfy_checks import refuse_noise_mask
 from ..hosts.comfy_editing import Spent
-from ..hosts.comfy_sde import SDEditRequest, paint_anew
-from ..hosts.comfy_sdedit import UNITS, Strength, levels_of, noised
+from ..hosts.comfy_sdedit import (
+    UNITS,
+    SDEditRequest,
+    Strength,
+    levels_of,
+    noised,
+    paint_anew,
+)
 from ..hosts.sheet import Sheet, draw_sheet
 from ..pipelines.errors import PalimpsestError
-from .sde import LATENT_OUT, seed_input, told
+from .inputs import LATENT_OUT, cfg_input, scheduler_input, seed_input, told
 from .wires import report
 
 CATEGORY = "palimpsest/sdedit"
@@ -37,12 +42,7 @@ def _strength_inputs() -> list[io.Input]:
             "are usual for t0.",
         ),
         io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps that are walked."),
-        io.Combo.Input(
-            "scheduler",
-            options=comfy.samplers.SCHEDULER_NAMES,
-            default="normal",
-            tooltip="How the steps are spread.",
-        ),
+        scheduler_input("normal", "How the steps are spread."),
     ]
 
 
@@ -57,14 +57,7 @@ def _prompt_inputs() -> list[io.Input]:
 
 def _painting_inputs() -> list[io.Input]:
     return [
-        io.Float.Input(
-            "cfg",
-            default=5.0,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            tooltip="How strongly the prompt is followed.",
-        ),
+        cfg_input(5.0),
         io.Float.Input(
             "eta",
             default=1.0,
@@ -210,12 +203,7 @@ class SDEditSweep(io.ComfyNode):
                     "seeds", default=3, min=1, max=16, tooltip="How many seeds: one row each."
                 ),
                 io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Steps of each."),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.SCHEDULER_NAMES,
-                    default="normal",
-                    tooltip="How the steps are spread.",
-                ),
+                scheduler_input("normal", "How the steps are spread."),
                 *_painting_inputs(),
                 seed_input(),
                 io.Mask.Input("mask", optional=True, tooltip=FULL_MASK),

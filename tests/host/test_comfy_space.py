@@ -11,17 +11,10 @@ import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from palimpsest.hosts import comfy as host
 from palimpsest.hosts.comfy_drag import DragRequest, paste_on_latent, start_drag
+from palimpsest.hosts.comfy_levels import part_of_schedule
 from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_sde import (
-    CycleRequest,
-    Draws,
-    SDEditRequest,
-    cycle_sde,
-    diffedit,
-    paint_anew,
-    part_of_schedule,
-)
-from palimpsest.hosts.comfy_sdedit import Strength, levels_of, noised
+from palimpsest.hosts.comfy_sde import CycleRequest, Draws, cycle_sde, diffedit
+from palimpsest.hosts.comfy_sdedit import SDEditRequest, Strength, levels_of, noised, paint_anew
 from palimpsest.hosts.comfy_space import OURS, Space, host_levels, rising_sigmas, space_of
 from palimpsest.hosts.comfy_trajectory import schedule
 from palimpsest.pipelines.copy_paste import Brush, Move, copy_paste

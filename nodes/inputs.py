@@ -1,0 +1,83 @@
+"""Inputs, outputs and words that the nodes of the SDE family have in common."""
+
+import comfy.samplers
+from comfy_api.latest import io
+
+from ..hosts.comfy_editing import Spent
+from .wires import Trajectory, report
+
+PROCESSES = {"sde": 1.0, "ode": 0.0}
+
+LATENT_OUT = io.Latent.Output(display_name="latent", tooltip="The edited picture.")
+TRAJECTORY_OUT = Trajectory.Output(
+    display_name="trajectory",
+    tooltip="The picture's own noise, and what the model made of it: for a further edit.",
+)
+
+
+def scheduler_input(default: str, tooltip: str) -> io.Input:
+    """How steps are spread."""
+    return io.Combo.Input(
+        "scheduler", options=comfy.samplers.SCHEDULER_NAMES, default=default, tooltip=tooltip
+    )
+
+
+def cfg_input(
+    default: float, tooltip: str = "How strongly the prompt is followed.", name: str = "cfg"
+) -> io.Input:
+    """A guidance scale."""
+    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.1, tooltip=tooltip)
+
+
+def process_input() -> io.Input:
+    """The switch between SDE and ODE."""
+    return io.Combo.Input(
+        "process",
+        options=list(PROCESSES),
+        tooltip="sde forgives an edit and paints it into place; ode follows it to the letter. "
+        "The same node either way, so that one click compares them.",
+    )
+
+
+def schedule_inputs(t0: float, steps: int) -> list[io.Input]:
+    """Which part of which schedule is walked."""
+    return [
+        io.Int.Input(
+            "steps",
+            default=steps,
+            min=1,
+            max=1000,
+            tooltip="Steps of the whole way from pure noise; t0 of them are walked.",
+        ),
+        scheduler_input(
+            "ddim_uniform",
+            "How the steps are spread: ddim_uniform is the published grid; flow models "
+            "take simple.",
+        ),
+        io.Float.Input(
+            "t0",
+            default=t0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="How far up the noise goes: more lets more change.",
+        ),
+    ]
+
+
+def seed_input() -> io.Input:
+    """The seed of all noise."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=io.ControlAfterGenerate.fixed,
+        tooltip="Of all noise: the same seed gives the same bits.",
+    )
+
+
+def told(spent: Spent, steps: int, more: str = "") -> dict[str, list]:
+    """What a node says of its run."""
+    text = f"{steps} steps, {spent.rows} UNet rows, {spent.seconds:.1f} s{more}"
+    return report(spent, text)
