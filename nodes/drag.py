@@ -126,7 +126,7 @@ class SDEDrag(io.ComfyNode):
                 io.Image.Input("image", tooltip="The picture that the points were set on."),
                 Points.Input("points", tooltip="From Drag Points."),
                 *_brush_inputs(),
-                *schedule_inputs(0.6, 50),
+                *schedule_inputs(0.6, 20),
                 io.Int.Input(
                     "stride",
                     default=2,
