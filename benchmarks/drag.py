@@ -267,7 +267,7 @@ walked.
 
 ![The first drags: picture, SDE, ODE, and the scene drawn moved](drag.jpg)
 
-The first drags at n = {SHOWN_STEPS}, a row each: the picture, the SDE, the ODE, and the scene drawn moved.
+The first drags at n = {SHOWN_STEPS}, a row each: picture, SDE, ODE, the scene drawn moved.
 
 `python dev.py bench drag --write` makes this page. {date.today():%d %B %Y}, {describe_machine()}.
 """
