@@ -14,6 +14,7 @@ import comfy.patcher_extension
 import comfy.samplers
 import latent_preview
 import torch
+from comfy.conds import CONDCrossAttn
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from ..pipelines.attention.bank import AttentionHook
 from ..pipelines.denoiser import Denoiser, Guidance, RowCount, guide, per_row
 from ..pipelines.errors import PalimpsestError
+from ..pipelines.trajectory import Trajectory
 from .comfy_attention import hooked_options
 from .comfy_space import OURS, Space
 
@@ -29,6 +31,9 @@ Conditioning = list[list[Any]]
 
 #: Conditionings as a session holds them, per branch of the guidance.
 Conds = dict[str, list[dict[str, Any]]]
+
+#: Conditionings that change with the noise level.
+CondsAt = Callable[[Tensor], Conds]
 
 
 class BranchGuider(comfy.samplers.CFGGuider):
@@ -111,7 +116,7 @@ class Session:
 
     def denoiser(
         self,
-        conds: Conds,
+        conds: Conds | CondsAt,
         hook: AttentionHook | None = None,
         *,
         guidance: Guidance | None = None,
@@ -119,22 +124,23 @@ class Session:
         """A guided denoiser; what other nodes hook into guidance takes effect.
 
         Args:
-            conds: `target` or `source`.
+            conds: `target` or `source`, or what makes such of a level.
             hook: Sees every attention.
             guidance: Scale of every level; the guider's own cfg if not given.
         """
         guider, options = self.guider, self._options(hook)
-
-        def predict(x: Tensor, timestep: Tensor, model_options: dict, seed: int | None) -> Tensor:
-            # The guider's cfg is read at every call: core's CFGOverride changes it for some steps.
-            cfg = guider.cfg if guidance is None else self._cfg_of(guidance, timestep)
-            return _guided(guider.inner_model, x, timestep, conds, cfg, model_options, seed)
-
         wrappers = comfy.patcher_extension.get_all_wrappers(
             WrappersMP.PREDICT_NOISE, options, is_model_options=True
         )
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            here = conds(sigma) if callable(conds) else conds
+
+            def predict(x: Tensor, level: Tensor, options: dict, seed: int | None) -> Tensor:
+                # The guider's cfg is read anew: core's CFGOverride changes it for some steps.
+                cfg = guider.cfg if guidance is None else self._cfg_of(guidance, level)
+                return _guided(guider.inner_model, x, level, here, cfg, options, seed)
+
             executor = WrapperExecutor.new_class_executor(predict, guider, wrappers)
             return executor.execute(*self._called_with(x, sigma), options, None)
 
@@ -167,6 +173,22 @@ class Session:
             return denoised
 
         return denoise
+
+    def with_uncond(self, conds: Conds, trajectory: Trajectory) -> Conds | CondsAt:
+        """Conditionings in whose negative a trajectory's own embeddings stand, where it has some.
+
+        Everything else of the negative stays: its pooled output, for example.
+        """
+        if trajectory.uncond is None:
+            return conds
+        template = conds["negative"][0]
+
+        def here(sigma: Tensor) -> Conds:
+            embedding = trajectory.uncond_at(sigma)
+            of_model = template["model_conds"] | {"c_crossattn": CONDCrossAttn(embedding)}
+            return conds | {"negative": [template | {"model_conds": of_model}]}
+
+        return here
 
     def levels_per_call(self, wanted: int, *branches: Conds) -> int:
         """How many levels may go into one call: one, where conditioning depends on the level.

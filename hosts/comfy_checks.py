@@ -10,6 +10,7 @@ from ..pipelines.errors import PalimpsestError
 from ..pipelines.trajectory import Trajectory
 from .comfy import Conditioning
 from .comfy_fingerprint import fingerprint, same_model
+from .comfy_space import space_of
 
 
 def check_samples(model: ModelPatcher, samples: Tensor) -> None:
@@ -52,6 +53,12 @@ def check_trajectory(model: ModelPatcher, trajectory: Trajectory) -> None:
         raise PalimpsestError(
             "The trajectory was made with another model than the one connected: connect the model "
             "that inverted the picture, or invert again with this one."
+        )
+    flow = trajectory.recipe.noise_scale
+    if flow is not None and space_of(model, "A trajectory").noise_scale != flow:
+        raise PalimpsestError(
+            "The trajectory was made with a flow model (or one of another noise scale), the model "
+            "connected is none: connect the model that inverted the picture."
         )
 
 

@@ -1,11 +1,11 @@
-"""Inversion and editing on ComfyUI's MODEL, CONDITIONING and LATENT."""
+"""Editing on ComfyUI's MODEL, CONDITIONING and LATENT."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -15,22 +15,13 @@ from torch import Tensor
 
 from ..pipelines.attention.bank import Bank
 from ..pipelines.attention.prompt_to_prompt import PromptToPrompt
-from ..pipelines.couplings import Convention, ddim
-from ..pipelines.editing import Branches, Correction, Edit
-from ..pipelines.errors import PalimpsestError
-from ..pipelines.schedule import check_falling, vp_scale
-from ..pipelines.trajectory import Recipe, Trajectory
-from .comfy import (
-    BranchGuider,
-    Conditioning,
-    Session,
-    require_variance_preserving,
-    run,
-)
+from ..pipelines.denoiser import constant
+from ..pipelines.editing import Branches, Correction, Edit, correction_along
+from ..pipelines.trajectory import Trajectory
+from .comfy import BranchGuider, Conditioning, Session, run
 from .comfy_attention import require_unet
-from .comfy_checks import check_mask_count, check_owner, check_samples, check_trajectory
-from .comfy_fingerprint import fingerprint
-from .comfy_space import OURS, Space
+from .comfy_checks import check_mask_count, check_owner, check_trajectory
+from .comfy_space import OURS, Space, host_levels, space_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +86,8 @@ class EditRequest:
         Raises:
             PalimpsestError: In one sentence.
         """
-        require_variance_preserving(self.model, "Edit")
+        space_of(self.model, "Edit")
         check_trajectory(self.model, self.trajectory)
-        if self.trajectory.recipe.eta:
-            raise PalimpsestError(
-                "Edit walks along inversions, this trajectory is drawn noise of Cycle-SDE: connect "
-                "it to the trajectory input of Cycle-SDE, or invert the picture with Invert (DDIM)."
-            )
         if self.control is not None:
             require_unet(self.model.model, "Prompt-to-Prompt")
             check_owner(self.control.source, self.source, "source")
@@ -125,80 +111,31 @@ class EditRequest:
         device = session.x0.device
         trajectory = self.trajectory.to(device)
         bank = Bank(self.control.control, trajectory.steps) if self.control else None
-        branches = Branches(
-            target=session.denoiser(session.target, bank.inject if bank else None),
-            source=session.denoiser(session.source, bank.record if bank else None),
-            record=session.recorder(session.source, bank.record) if bank else None,
-        )
+        branches = self._branches(session, trajectory, bank)
         mask = None if self.mask is None else latent_mask(self.mask, trajectory.origin).to(device)
         return Edit(
             trajectory,
             branches,
-            correction=self.correction,
+            correction=correction_along(trajectory, self.correction),
+            eta=trajectory.recipe.eta,
             bank=bank,
             mask=mask,
             keep_source=self.keep_source,
         )
 
-
-def invert(
-    model: ModelPatcher,
-    positive: Conditioning,
-    negative: Conditioning,
-    samples: Tensor,
-    sigmas: Tensor,
-    *,
-    cfg: float,
-    convention: Convention,
-    refinement: int,
-) -> tuple[Trajectory, Spent]:
-    """DDIM inversion of a LATENT.
-
-    Args:
-        model: An eps- or v-prediction model.
-        positive: Describes the picture as it is.
-        negative: The other end of the guidance; not evaluated at cfg 1.
-        samples: [B, C, h, w] the LATENT.
-        sigmas: [N+1] falling levels, ending at 0.
-        cfg: Guidance of the inversion.
-        convention: See `couplings.ddim`.
-        refinement: See `couplings.ddim`.
-    """
-    require_variance_preserving(model, "Invert (DDIM)")
-    check_falling(sigmas)
-    check_samples(model, samples)
-    rising = sigmas.flip(0).double().cpu()
-    guider = BranchGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_source(positive, negative)
-    guider.set_cfg(cfg)
-
-    def algorithm(session: Session) -> Tensor:
-        return ddim(
-            session.denoiser(session.target),
-            session.x0,
-            rising,
-            scale=vp_scale,
-            convention=convention,
-            refinement=refinement,
-            on_step=session.on_step,
+    def _branches(self, session: Session, trajectory: Trajectory, bank: Bank | None) -> Branches:
+        recipe = trajectory.recipe
+        source = session.with_uncond(session.source, trajectory)
+        target = session.target
+        if recipe.uncond_for == "both":
+            target = session.with_uncond(target, trajectory)
+        guided = None if recipe.source_cfg is None else constant(recipe.source_cfg)
+        return Branches(
+            target=session.denoiser(target, bank.inject if bank else None),
+            source=session.denoiser(source, bank.record if bank else None, guidance=guided),
+            record=session.recorder(session.source, bank.record) if bank else None,
+            unedited=session.denoiser(target) if bank else None,
         )
-
-    latents, spent = timed(guider, samples, sigmas, algorithm)
-    recipe = describe(model, Recipe("ddim", convention, refinement, cfg, rows=spent.rows))
-    kept = comfy.model_management.intermediate_device()
-    return Trajectory(latents.float().to(kept), rising, samples.to(kept), recipe), spent
-
-
-def describe(model: ModelPatcher, recipe: Recipe) -> Recipe:
-    """A recipe that also says which model it was and how that model scales a LATENT."""
-    channels = model.get_model_object("latent_format").latent_channels
-    zero, one = (
-        model.model.process_latent_out(torch.full((1, channels, 1, 1), value)).flatten().tolist()
-        for value in (0.0, 1.0)
-    )
-    slope = tuple(b - a for a, b in zip(zero, one, strict=True))
-    return replace(recipe, model=fingerprint(model), latent_slope=slope, latent_offset=tuple(zero))
 
 
 def edit(request: EditRequest) -> tuple[Tensor, Tensor | None, Spent]:
@@ -209,19 +146,21 @@ def edit(request: EditRequest) -> tuple[Tensor, Tensor | None, Spent]:
     """
     request.check()
     trajectory = request.trajectory
+    space = space_of(request.model, "Edit")
 
     def algorithm(session: Session) -> tuple[Tensor, Tensor | None]:
         whole = request.start(session)
         edited, chain = whole.run(session.on_step), whole.trajectory
         kept = comfy.model_management.intermediate_device()
         restored = [
-            None if x is None else session.restore(x, chain.latents[0], chain.origin).to(kept)
+            None if x is None else session.restore(x, chain.clean, chain.origin).to(kept)
             for x in (edited.latent, edited.source)
         ]
         return restored[0], restored[1]
 
+    levels = host_levels(space, trajectory.sigmas)
     (latent, source), spent = timed(
-        request.guider(), trajectory.origin, trajectory.falling_sigmas, algorithm
+        request.guider(), trajectory.origin, levels, algorithm, space=space
     )
     return latent, source, spent
 

@@ -17,7 +17,7 @@ from ..pipelines.denoiser import RowCount
 from ..pipelines.editing import Edit
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.schedule import step_down
-from .comfy import BranchGuider, Session
+from .comfy import BranchGuider, Session, require_variance_preserving
 from .comfy_editing import EditRequest
 
 
@@ -30,6 +30,7 @@ class EditGuider(BranchGuider):
 
     def __init__(self, request: EditRequest) -> None:
         request.check()
+        require_variance_preserving(request.model, "Edit Guider")
         if not (request.correction.on_chain or request.correction.scale == 0):
             raise PalimpsestError(
                 "Edit Guider takes the corrections 'direct inversion' (scale 1, every step) and "
@@ -136,7 +137,7 @@ class _Walk:
         if level == 1:
             # Core's arithmetic rounds; the edit's own result is exact where nothing was edited.
             self.restored = self.session.restore(
-                stepped.latent, trajectory.latents[0], trajectory.origin
+                stepped.latent, trajectory.clean, trajectory.origin
             )
         c = step_down(trajectory.sigmas[level], trajectory.sigmas[level - 1]).c
         return (stepped.latent - c * x) / (1 - c)

@@ -19,8 +19,9 @@ from ..pipelines.noise import seeded
 from ..pipelines.trajectory import Trajectory
 from .comfy import BranchGuider, Conditioning, Session
 from .comfy_checks import check_mask_count, check_samples, check_trajectory
-from .comfy_editing import Spent, describe, latent_mask, timed
+from .comfy_editing import Spent, latent_mask, timed
 from .comfy_fingerprint import conditioning_key
+from .comfy_inversion import describe
 from .comfy_levels import sigma_of_part
 from .comfy_space import Space, host_levels, rising_sigmas, space_of
 
@@ -206,7 +207,7 @@ class _Walk:
         trajectory = self._chain(None if request.unchanged else source)
         whole = Edit(trajectory, Branches(target, source), CYCLE, trajectory.recipe.eta, mask=mask)
         edited = whole.run(lambda i, x, d: session.on_step(self.steps + i, x, d))
-        latent = session.restore(edited.latent, trajectory.latents[0], trajectory.origin)
+        latent = session.restore(edited.latent, trajectory.clean, trajectory.origin)
         return latent.to(comfy.model_management.intermediate_device()), trajectory
 
     def _chain(self, source: Denoiser | None) -> Trajectory:
@@ -256,7 +257,8 @@ def _kept(request: CycleRequest, trajectory: Trajectory, spent: Spent) -> Trajec
     kept = trajectory.to(comfy.model_management.intermediate_device())
     recipe = kept.recipe
     if request.trajectory is None:
-        recipe = describe(request.model, replace(recipe, rows=spent.rows))
+        spent_on = replace(recipe, rows=spent.rows, source_cfg=request.source_cfg)
+        recipe = describe(request.model, spent_on)
     if kept.denoised is not None and not request.unchanged:  # else they are of an earlier source
         recipe = replace(recipe, source=request.source_key)
     return replace(kept, recipe=recipe)

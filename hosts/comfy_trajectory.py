@@ -15,26 +15,29 @@ from ..pipelines.errors import PalimpsestError
 from ..pipelines.schedule import check_falling
 from ..pipelines.trajectory import Recipe, Trajectory, from_tensors, to_tensors
 from .comfy_checks import check_samples
-from .comfy_editing import describe
 from .comfy_files import SUFFIX, write_numbered
+from .comfy_inversion import describe
+from .comfy_space import rising_sigmas, space_of
 
 
 @dataclass(frozen=True, eq=False)
 class TrajectoryNoise:
     """A NOISE that starts core's samplers where an inversion ended.
 
-    Core multiplies noise by the first sigma, or at a model's largest sigma by sqrt(1 + sigma^2),
-    and adds the latent; this is what gives the start after that.
+    Core adds the latent to noise times the first sigma (at a model's largest sigma: times
+    sqrt(1 + sigma^2)), or mixes both for a flow; this is what gives the start after that.
 
     Attributes:
-        start: [B, C, h, w] where the inversion ended, in model scale.
-        scale: What core will multiply by.
+        start: [B, C, h, w] where the inversion ended, as core's samplers hold it, in model scale.
+        noise_part: What core will multiply the noise by.
+        latent_part: What core will multiply the latent by.
         latent_format: How the model scales a LATENT.
         seed: Core wants one; nothing is drawn.
     """
 
     start: Tensor
-    scale: float
+    noise_part: float
+    latent_part: float
     latent_format: LatentFormat
     seed: int = 0
 
@@ -48,16 +51,22 @@ class TrajectoryNoise:
             )
         if samples.any():  # core leaves empty latents unscaled
             samples = self.latent_format.process_in(samples)
-        return (self.start - samples) / self.scale
+        return (self.start - self.latent_part * samples) / self.noise_part
 
 
 def noise_of_trajectory(model: ModelPatcher, trajectory: Trajectory) -> TrajectoryNoise:
     """The NOISE from which core's samplers start at the trajectory's noisiest level."""
+    latent_format = model.get_model_object("latent_format")
+    space = space_of(model, "A trajectory's noise")
     sigma = float(trajectory.sigmas[-1])
+    if space.noise_scale is not None:
+        t = float(space.level(trajectory.sigmas[-1]))
+        start = trajectory.start * (1 - t)
+        return TrajectoryNoise(start, t * space.noise_scale, 1 - t, latent_format)
     largest = float(model.get_model_object("model_sampling").sigma_max)
     full = sigma > largest or abs(sigma - largest) <= 1e-5 * largest
     scale = (1 + sigma**2) ** 0.5 if full else sigma
-    return TrajectoryNoise(trajectory.start, scale, model.get_model_object("latent_format"))
+    return TrajectoryNoise(trajectory.start, scale, 1.0, latent_format)
 
 
 def schedule(model: ModelPatcher, scheduler: str, steps: int, strength: float) -> Tensor:
@@ -105,7 +114,8 @@ def trajectory_from_latents(model: ModelPatcher, samples: Tensor, sigmas: Tensor
     levels = samples.unflatten(0, (len(sigmas), -1)).float()
     scaled = model.model.process_latent_in(levels)
     recipe = describe(model, Recipe("latent batch"))
-    return Trajectory(scaled, sigmas.flip(0).double().cpu(), levels[0], recipe)
+    rising = rising_sigmas(space_of(model, "A trajectory"), sigmas)
+    return Trajectory(scaled, rising, levels[0], recipe)
 
 
 def save_trajectory(trajectory: Trajectory, prefix: str) -> Path:

@@ -10,7 +10,8 @@
 diffusers and transformers are imported where a folder is loaded, not where this file is.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from ..pipelines.denoiser import (
     guide,
     per_row,
 )
-from ..pipelines.editing import DIRECT_INVERSION, Branches, Correction, Edit
+from ..pipelines.editing import DIRECT_INVERSION, Branches, Correction, Edit, correction_along
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.schedule import ddim_timesteps, sigma_from_alpha, vp_scale
 from ..pipelines.trajectory import Recipe, Trajectory
@@ -51,6 +52,10 @@ class Prompt:
     embedding: Tensor
     tokens: PromptTokens
     added: dict[str, Tensor] = field(default_factory=dict)
+
+
+#: A prompt that changes with the noise level.
+PromptAt = Callable[[Tensor], Prompt]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +85,7 @@ class DiffusersUNet:
     def denoiser(
         self,
         positive: Prompt,
-        negative: Prompt | None = None,
+        negative: Prompt | PromptAt | None = None,
         *,
         cfg: float | Guidance = 1.0,
         hook: AttentionHook | None = None,
@@ -90,7 +95,8 @@ class DiffusersUNet:
 
         Args:
             positive: What the picture shows.
-            negative: The other end of the guidance; not evaluated at cfg 1.
+            negative: The other end of the guidance, or what gives it for a level; not evaluated at
+                cfg 1.
             cfg: Guidance scale, or one for every level.
             hook: Sees every attention call.
             rows: Counts the rows spent.
@@ -104,7 +110,8 @@ class DiffusersUNet:
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             scale = guidance_of(guidance, sigma, x)
             guided = negative is not None and bool(torch.as_tensor(scale != 1).any())
-            prompts = [negative, positive] if guided else [positive]
+            below = negative(sigma) if callable(negative) else negative
+            prompts = [below, positive] if guided else [positive]
             roles: list[Role] = ["uncond", "cond"] if guided else ["cond"]
             z = x * per_row(vp_scale(sigma).to(x.dtype), x)
             z = z.to(self.unet.dtype).repeat(len(prompts), 1, 1, 1)
@@ -190,19 +197,31 @@ class DiffusersUNet:
         """
         bank = None if control is None else Bank(control, trajectory.steps)
         record, inject = (bank.record, bank.inject) if bank else (None, None)
+        recipe, below = trajectory.recipe, with_uncond(negative, trajectory)
+        of_target = below if recipe.uncond_for == "both" else negative
+        source_cfg = cfg if recipe.source_cfg is None else recipe.source_cfg
         branches = Branches(
-            target=self.denoiser(target, negative, cfg=cfg, hook=inject, rows=rows),
-            source=self.denoiser(source, negative, cfg=cfg, hook=record, rows=rows),
+            target=self.denoiser(target, of_target, cfg=cfg, hook=inject, rows=rows),
+            source=self.denoiser(source, below, cfg=source_cfg, hook=record, rows=rows),
             record=self.denoiser(source, hook=record, rows=rows),
+            unedited=self.denoiser(target, of_target, cfg=cfg, rows=rows),
         )
         return Edit(
             trajectory,
             branches,
-            correction=correction,
+            correction=correction_along(trajectory, correction),
+            eta=recipe.eta,
             bank=bank,
             mask=mask,
             keep_source=keep_source,
         )
+
+
+def with_uncond(negative: Prompt, trajectory: Trajectory) -> Prompt | PromptAt:
+    """The negative prompt, with a trajectory's own embeddings in its place where it has some."""
+    if trajectory.uncond is None:
+        return negative
+    return lambda sigma: replace(negative, embedding=trajectory.uncond_at(sigma))
 
 
 def _conditions(prompts: list[Prompt], images: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..hosts.comfy_editing import EditRequest, edit, reconstruction_text
 from ..hosts.comfy_graph import is_wired
 from ..hosts.comfy_guider import EditGuider
-from ..pipelines.editing import ADD_SOURCE, UNCORRECTED, Correction
+from ..pipelines.editing import ADD_SOURCE, ADD_TARGET, UNCORRECTED, Correction
 from .wires import Control, Trajectory, report
 
 CATEGORY = "palimpsest/edit"
@@ -34,7 +34,14 @@ def _inputs(corrections: list[str]) -> list[io.Input]:
             options=corrections,
             tooltip="direct inversion keeps the source exact while the target is edited; none "
             "lets it drift, as plain DDIM inversion does"
-            + ("; add source also ties the target to it." if len(corrections) > 2 else "."),
+            + (
+                "; add source and add target also tie the target to it: to what the source, or the "
+                "target, misses of the picture."
+                if len(corrections) > 2
+                else "."
+            )
+            + " Not read where the trajectory is noise (Edit Friendly, Cycle-SDE): that is "
+            "repeated.",
         ),
         Control.Input(
             "control",
@@ -70,7 +77,7 @@ class Edit(io.ComfyNode):
                 "resample",
             ],
             inputs=[
-                *_inputs(["direct inversion", "none", "add source"]),
+                *_inputs(["direct inversion", "none", "add source", "add target"]),
                 io.Float.Input(
                     "scale",
                     default=1.0,
@@ -187,7 +194,8 @@ class EditGuiderNode(io.ComfyNode):
 def _correction(name: str, scale: float, interval: int) -> Correction:
     if name == "none":
         return UNCORRECTED
-    return ADD_SOURCE if name == "add source" else Correction(scale, interval)
+    added = {"add source": ADD_SOURCE, "add target": ADD_TARGET}
+    return added.get(name) or Correction(scale, interval)
 
 
 NODES = [Edit, EditGuiderNode]

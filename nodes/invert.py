@@ -1,13 +1,10 @@
 """Nodes that turn a picture into the noise it came from."""
 
-import comfy.samplers
 from comfy_api.latest import io
 
-from ..hosts.comfy_checks import refuse_noise_mask
-from ..hosts.comfy_editing import invert
-from ..hosts.comfy_trajectory import noise_of_trajectory, schedule
+from ..hosts.comfy_inversion import invert_ddim
 from ..pipelines.errors import PalimpsestError
-from .wires import Trajectory, report
+from .inverting import CATEGORY, SIGMAS_IN, inverted, outputs, picture_inputs, picture_of
 
 
 class InvertDDIM(io.ComfyNode):
@@ -18,7 +15,7 @@ class InvertDDIM(io.ComfyNode):
         return io.Schema(
             node_id="PalimpsestInvertDDIM",
             display_name="Invert (DDIM)",
-            category="palimpsest/invert",
+            category=CATEGORY,
             description="Traces a picture back to the noise that the model would paint it from, "
             "and records every stage on the way: the trajectory that Edit works along.",
             search_aliases=[
@@ -32,33 +29,9 @@ class InvertDDIM(io.ComfyNode):
                 "renoise",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="An SD 1.x, SD 2.x or SDXL model, LoRA included."),
-                io.Conditioning.Input(
-                    "positive", tooltip="Describes the picture as it is now, not as it shall be."
-                ),
-                io.Latent.Input("latent", tooltip="The picture, encoded by the model's own VAE."),
-                io.Int.Input(
-                    "steps",
-                    default=50,
-                    min=1,
-                    max=1000,
-                    tooltip="Stages on the way up. More are more exact and cost more time.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.SCHEDULER_NAMES,
-                    default="ddim_uniform",
-                    tooltip="How the stages are spread: ddim_uniform is the published grid. Not "
-                    "read if sigmas are connected.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How far up: 1 goes to pure noise, 0.6 keeps the coarse layout safe. "
-                    "Not read if sigmas are connected.",
+                *picture_inputs(
+                    model="Predicts noise, v or a flow (SD 1.x, SD 2.x, SDXL, SD 3, Flux, ...), "
+                    "LoRA included."
                 ),
                 io.Float.Input(
                     "cfg",
@@ -85,31 +58,12 @@ class InvertDDIM(io.ComfyNode):
                     tooltip="Extra model calls per step that make the way back exact. Edit does "
                     "not need them; sampling the noise with core's samplers does: try 4.",
                 ),
-                io.Sigmas.Input(
-                    "sigmas",
-                    optional=True,
-                    tooltip="Stages from a scheduler node; wins over steps, scheduler, strength.",
-                ),
+                SIGMAS_IN,
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="Only needed where cfg is not 1."
                 ),
             ],
-            outputs=[
-                Trajectory.Output(
-                    display_name="trajectory", tooltip="Every stage of the picture, for Edit."
-                ),
-                io.Latent.Output(
-                    display_name="latent",
-                    tooltip="The last stage, as KSamplerAdvanced leaves it with leftover noise: "
-                    "sample it with noise disabled.",
-                ),
-                io.Sigmas.Output(
-                    display_name="sigmas", tooltip="The stages in the order a sampler walks them."
-                ),
-                io.Noise.Output(
-                    display_name="noise", tooltip="Starts SamplerCustomAdvanced at the last stage."
-                ),
-            ],
+            outputs=outputs(),
             has_intermediate_output=True,
         )
 
@@ -128,29 +82,16 @@ class InvertDDIM(io.ComfyNode):
         sigmas=None,
         negative=None,
     ) -> io.NodeOutput:
-        refuse_noise_mask(latent, "Edit")
         if cfg != 1 and negative is None:
             raise PalimpsestError(
                 f"cfg is {cfg}, which needs a negative: connect one, or set cfg to 1."
             )
-        trajectory, spent = invert(
-            model,
-            positive,
-            positive if negative is None else negative,
-            latent["samples"],
-            schedule(model, scheduler, steps, strength) if sigmas is None else sigmas,
-            cfg=cfg,
-            convention=convention,
-            refinement=refinement,
+        levels = (steps, scheduler, strength)
+        picture = picture_of(
+            "Invert (DDIM)", model, positive, negative, latent, levels, sigmas, cfg=cfg
         )
-        text = f"{trajectory.steps} steps, {spent.rows} UNet rows, {spent.seconds:.1f} s"
-        return io.NodeOutput(
-            trajectory,
-            {"samples": trajectory.in_host_scale(trajectory.start)},
-            trajectory.falling_sigmas,
-            noise_of_trajectory(model, trajectory),
-            ui=report(spent, text),
-        )
+        trajectory, spent = invert_ddim(picture, convention=convention, refinement=refinement)
+        return inverted(model, trajectory, spent)
 
 
 NODES = [InvertDDIM]

@@ -23,6 +23,9 @@ form; Cycle-SDE is this with eta 1 on a Markov chain):
 Of the source it needs denoise_src(x_src) alone, which the chain fixes before the edit begins:
 `couplings.denoise_chain` computes it for many levels in one call.
 
+The residual may also be that of the target's own denoiser, unedited, along the chain (the paper's
+"add target"): R is then what denoise_tgt does not explain of x_src.
+
 A second-order step puts for D the line through the last two denoised guesses, taken at the middle
 of the step in log sigma (DPM-Solver++ 2M, with or without noise):
 
@@ -58,6 +61,9 @@ from .trajectory import Trajectory
 #: What a step runs of the source: all that guidance needs, the rows a control reads, or nothing.
 SourceRows = Literal["guided", "recorded", "none"]
 
+#: Whose residual along the chain is added to the target.
+ResidualOf = Literal["source", "target"]
+
 
 @dataclass(frozen=True)
 class Correction:
@@ -67,11 +73,13 @@ class Correction:
         scale: Part of the residual added to the source row; 1 puts it back on the chain.
         interval: The source row is corrected at every interval-th step, the noisiest first.
         target_strength: Part of the residual added to the target.
+        residual_of: Whose residual that is.
     """
 
     scale: float = 1.0
     interval: int = 1
     target_strength: float = 0.0
+    residual_of: ResidualOf = "source"
 
     def __post_init__(self) -> None:
         for name, part in (("scale", self.scale), ("target strength", self.target_strength)):
@@ -98,9 +106,19 @@ class Correction:
 DIRECT_INVERSION = Correction()
 UNCORRECTED = Correction(scale=0.0)
 ADD_SOURCE = Correction(target_strength=1.0)
+ADD_TARGET = Correction(target_strength=1.0, residual_of="target")
 
 #: The delta form, by its name in the SDE literature: the edit repeats the chain's own noise.
 CYCLE = ADD_SOURCE
+
+
+def correction_along(trajectory: Trajectory, wanted: Correction) -> Correction:
+    """What is done about the residual along a trajectory.
+
+    That of an SDE chain is the noise the picture is made of: the edit repeats it, whatever is
+    wanted of an ODE chain's inversion error.
+    """
+    return CYCLE if trajectory.recipe.eta else wanted
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +132,14 @@ class Branches:
             an untouched latent shall come back bit for bit.
         record: The source rows that the control reads and no more; fills the bank. Run where the
             source row is the chain. None without a control.
+        unedited: The target's without a control; run along the chain where the residual of the
+            target is added. `target` itself if None.
     """
 
     target: Denoiser
     source: Denoiser
     record: Denoiser | None = None
+    unedited: Denoiser | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,11 +178,12 @@ class Edit:
     @cached_property
     def source_rows(self) -> list[SourceRows]:
         """What each step runs of the source: a row that no one reads is never run."""
-        steps, bank = self.trajectory.steps, self.bank
-        if self.correction.target_strength and self.trajectory.denoised is None:
+        steps, bank, correction = self.trajectory.steps, self.bank, self.correction
+        adds_source = correction.target_strength and correction.residual_of == "source"
+        if adds_source and self.trajectory.denoised is None:
             return ["guided"] * steps
         read = [bank is not None and bank.control.active(i, steps) for i in range(steps)]
-        if self.correction.on_chain:
+        if correction.on_chain:
             return ["recorded" if r else "none" for r in read]
         # A drifting source is followed as long as some later step still reads it.
         last = (
@@ -188,13 +210,15 @@ class Edit:
         if self.bank is not None:
             self.bank.begin(i)
         d_source = self._denoise_source(i, source, sigma)
+        d_chain = self._denoise_chain(i, chain, sigma, d_source)
         d_target = self.branches.target(x, sigma)
         d_used = self._extrapolated(level, d_target, last)
-        x_next = _target_step(x, d_used, chain, chain_next, d_source, step, correction)
+        x_next = _target_step(x, d_used, chain, chain_next, d_chain, step, correction)
         if self.draw is not None and step.sigma_up and not correction.target_strength:
             x_next = x_next + step.sigma_up * self.draw(x)
         if self.mask is not None:
-            x_next = chain_next + self.mask * (x_next - chain_next)
+            kept = trajectory.clean if level == 1 else chain_next
+            x_next = kept + self.mask * (x_next - kept)
         if correction.on_chain:
             source = chain_next
         elif d_source is not None:
@@ -205,21 +229,33 @@ class Edit:
         return Stepped(x_next, source, d_target)
 
     def _denoise_source(self, i: int, source: Tensor, sigma: Tensor) -> Tensor | None:
-        """Run the source rows of a step; the prediction is returned where the step needs it."""
+        """Run the source rows of a step; their prediction, where it is that of the guidance."""
         rows = self.source_rows[i]
         if rows == "guided":
             return self.branches.source(source, sigma)
         if rows == "recorded" and self.branches.record is not None:
             self.branches.record(source, sigma)
-        kept = self.trajectory.denoised
-        if self.correction.target_strength and kept is not None:
-            return kept[self.trajectory.steps - i - 1]
         return None
+
+    def _denoise_chain(
+        self, i: int, chain: Tensor, sigma: Tensor, d_source: Tensor | None
+    ) -> Tensor | None:
+        """The prediction along the chain whose residual is added to the target, if one is."""
+        if not self.correction.target_strength:
+            return None
+        if self.correction.residual_of == "target":
+            return (self.branches.unedited or self.branches.target)(chain, sigma)
+        kept = self.trajectory.denoised
+        return d_source if kept is None else kept[self.trajectory.steps - i - 1]
 
     def _untouched(self, x: Tensor, chain: Tensor) -> bool:
         """Whether both rows are the chain under one denoiser: their difference is zero then."""
-        same = self.branches.target is self.branches.source and self.bank is None
-        return same and self.correction.target_strength == 1 and torch.equal(x, chain)
+        if self.correction.residual_of == "target":
+            same = self.branches.unedited in (None, self.branches.target)
+        else:
+            same = self.branches.target is self.branches.source
+        added = self.bank is None and self.correction.target_strength == 1
+        return same and added and torch.equal(x, chain)
 
     def _extrapolated(self, level: int, denoised: Tensor, last: Tensor | None) -> Tensor:
         """The D' of a second-order step from `level`; D itself where the step is of order 1."""
@@ -274,19 +310,19 @@ def _target_step(
     d_target: Tensor,
     chain: Tensor,
     chain_next: Tensor,
-    d_source: Tensor | None,
+    d_chain: Tensor | None,
     step: Step,
     correction: Correction,
 ) -> Tensor:
     """The target at the next level."""
     c, strength = step.c, correction.target_strength
     mean = c * x + (1 - c) * d_target
-    if not strength or d_source is None:
+    if not strength or d_chain is None:
         return mean
     if strength == 1:
         # The delta form: nothing small is divided by, and equal rows cancel bit for bit.
-        return chain_next + (c * (x - chain) + (1 - c) * (d_target - d_source))
-    return mean + strength * residual(chain, chain_next, d_source, step)
+        return chain_next + (c * (x - chain) + (1 - c) * (d_target - d_chain))
+    return mean + strength * residual(chain, chain_next, d_chain, step)
 
 
 def residual(chain: Tensor, chain_next: Tensor, denoised: Tensor, step: Step) -> Tensor:

@@ -10,8 +10,14 @@ from torch import Tensor
 from .errors import PalimpsestError
 from .schedule import check_rising
 
-#: Raised when the meaning of a stored trajectory changes; older numbers stay readable for ever.
-FORMAT = 1
+#: Newest format of a stored trajectory; older ones stay readable for ever. A file is written in the
+#: oldest format that can hold it, so that an older version reads what it understands.
+#:     1  a chain, and its denoised guesses
+#:     2  what an inversion adds: unconditional embeddings, an image apart from the chain
+FORMAT = 2
+
+#: What a trajectory may carry beside its chain, and the format that brought it.
+CARRIED = {"denoised": 1, "uncond": 2, "image": 2}
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,10 @@ class Recipe:
         rows: UNet rows it cost.
         eta: Of the step down that the chain belongs to; 0 for an ODE chain, 1 for an SDE chain.
         source: What `denoised` was computed under, as text; "" where nothing was.
+        source_cfg: Guidance of the source row in an edit; None guides it as the target is.
+        uncond_for: Who reads `Trajectory.uncond`: "both" rows, or the "source" alone.
+        noise_scale: Of a rectified-flow model, whose host names levels by flow time; None for
+            models whose host names them by sigma.
         latent_slope: Per channel, the host's own latents over ours; empty where they are the same.
         latent_offset: Per channel, what the host's own latents have added to that.
     """
@@ -39,24 +49,31 @@ class Recipe:
     rows: int = 0
     eta: float = 0.0
     source: str = ""
+    source_cfg: float | None = None
+    uncond_for: str = "both"
+    noise_scale: float | None = None
     latent_slope: tuple[float, ...] = ()
     latent_offset: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """The latents an inversion visited, from clean to noisy.
+    """The latents of an image at every noise level, and all else that an edit along them needs.
 
     Immutable: a host hands the same object to every later run.
 
     Attributes:
-        latents: [N+1, B, C, ...] float32 in x = x0 + sigma * noise; `latents[0]` is the image.
+        latents: [N+1, B, C, ...] float32 in x = x0 + sigma * noise, from clean to noisy.
         sigmas: [N+1] float64 on the CPU, strictly rising.
         origin: [B, C, ...] the image as the host handed it in, in the host's own scaling: what an
             unedited result returns bit for bit.
         recipe: How it was made.
         denoised: [N, B, C, ...] the source's denoised guess at the levels 1 to N, where the edit
             needs them and they were kept; None otherwise.
+        uncond: [N or 1, B or 1, tokens, channels] embeddings that stand for the negative prompt at
+            the levels 1 to N, or at all of them; None where the negative prompt itself does.
+        image: [B, C, ...] the image in x where the chain ends elsewhere: that of an inversion which
+            only comes close to its image. None where `latents[0]` is the image.
     """
 
     latents: Tensor
@@ -64,6 +81,8 @@ class Trajectory:
     origin: Tensor
     recipe: Recipe
     denoised: Tensor | None = None
+    uncond: Tensor | None = None
+    image: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_rising(self.sigmas)
@@ -83,15 +102,49 @@ class Trajectory:
                 f"The trajectory's denoised guesses are {tuple(self.denoised.shape)}, they must "
                 f"be {tuple(self.latents[1:].shape)}: one for each level above the lowest."
             )
+        if self.image is not None and self.image.shape != self.origin.shape:
+            raise PalimpsestError(
+                f"The trajectory's image is {tuple(self.image.shape)} in x and "
+                f"{tuple(self.origin.shape)} in the host's scaling: they must be of one size."
+            )
+        pictures = self.origin.shape[0]
+        if self.uncond is not None and not (
+            self.uncond.ndim == 4
+            and self.uncond.shape[0] in (1, levels - 1)
+            and self.uncond.shape[1] in (1, pictures)
+        ):
+            raise PalimpsestError(
+                f"The trajectory's unconditional embeddings are {tuple(self.uncond.shape)}, they "
+                f"must be [{levels - 1} steps or 1, {pictures} pictures or 1, tokens, channels]."
+            )
 
     def to(self, device: torch.device | str) -> "Trajectory":
         """The same trajectory with its latents on a device; the levels stay on the CPU."""
+        moved = {name: tensor.to(device) for name, tensor in self.carried.items()}
         return replace(
-            self,
-            latents=self.latents.to(device),
-            origin=self.origin.to(device),
-            denoised=None if self.denoised is None else self.denoised.to(device),
+            self, latents=self.latents.to(device), origin=self.origin.to(device), **moved
         )
+
+    @property
+    def carried(self) -> dict[str, Tensor]:
+        """What is there beside the chain, by the names of the attributes."""
+        every = ((name, getattr(self, name)) for name in CARRIED)
+        return {name: tensor for name, tensor in every if tensor is not None}
+
+    @property
+    def clean(self) -> Tensor:
+        """[B, C, ...] the image in x."""
+        return self.latents[0] if self.image is None else self.image
+
+    def uncond_at(self, sigma: Tensor) -> Tensor:
+        """[B or 1, tokens, channels] the embedding that stands for the negative prompt at a level.
+
+        Args:
+            sigma: 0-d, one of the levels.
+        """
+        if len(self.uncond) == 1:
+            return self.uncond[0]
+        return self.uncond[int((self.sigmas[1:] - float(sigma)).abs().argmin())]
 
     @property
     def steps(self) -> int:
@@ -105,8 +158,9 @@ class Trajectory:
 
     @property
     def falling_sigmas(self) -> Tensor:
-        """[N+1] float32 levels in the order in which a sampler walks them."""
-        return self.sigmas.flip(0).float()
+        """[N+1] float32 levels as the host's samplers name them, in the order they walk."""
+        scale, falling = self.recipe.noise_scale, self.sigmas.flip(0)
+        return (falling if scale is None else falling / (scale + falling)).float()
 
     def in_host_scale(self, latents: Tensor) -> Tensor:
         """Latents [..., C, h, w] of this chain in the scaling that the host's wires have."""
@@ -135,7 +189,7 @@ class Trajectory:
 
     def _clean_estimate(self, level: int) -> Tensor:
         if level == 0:
-            return self.latents[0]
+            return self.clean
         if self.denoised is not None:
             return self.denoised[level - 1]
         return line_end(
@@ -158,9 +212,9 @@ def to_tensors(trajectory: Trajectory) -> tuple[dict[str, Tensor], dict[str, str
         "sigmas": trajectory.sigmas.contiguous(),
         "origin": trajectory.origin.contiguous(),
     }
-    if trajectory.denoised is not None:
-        tensors["denoised"] = trajectory.denoised.contiguous()
-    about = {"palimpsest_trajectory": str(FORMAT), "recipe": json.dumps(asdict(trajectory.recipe))}
+    tensors |= {name: tensor.contiguous() for name, tensor in trajectory.carried.items()}
+    needed = max((CARRIED[name] for name in trajectory.carried), default=1)
+    about = {"palimpsest_trajectory": str(needed), "recipe": json.dumps(asdict(trajectory.recipe))}
     return tensors, about
 
 
@@ -201,7 +255,7 @@ def from_tensors(
             tensors["sigmas"],
             tensors["origin"],
             recipe,
-            tensors.get("denoised"),
+            **{key: tensor for key, tensor in tensors.items() if key in CARRIED},
         )
     except PalimpsestError as error:
         raise PalimpsestError(f"{name} is damaged. {error} Save the trajectory again.") from error

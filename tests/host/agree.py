@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 from palimpsest.hosts import diffusers as diffusers_host
-from palimpsest.hosts.comfy_editing import BoundControl, EditRequest, edit, invert
+from palimpsest.hosts.comfy_editing import BoundControl, EditRequest, edit
+from palimpsest.hosts.comfy_inversion import Picture, invert_ddim
 from palimpsest.hosts.comfy_prompt import prompt_tokens
 from palimpsest.hosts.comfy_trajectory import schedule
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
@@ -48,16 +49,8 @@ def request(loaded, setting, sigmas=None, model=None):
     sigmas = (
         schedule(model, "simple", setting.steps, setting.strength) if sigmas is None else sigmas
     )
-    trajectory, spent = invert(
-        model,
-        source,
-        empty,
-        setting.latent,
-        sigmas,
-        cfg=1.0,
-        convention="destination",
-        refinement=0,
-    )
+    picture = Picture(model, source, empty, setting.latent, sigmas, 1.0, "Invert (DDIM)")
+    trajectory, spent = invert_ddim(picture, convention="destination", refinement=0)
     control = None
     if setting.control:
         tokens = [prompt_tokens(loaded.clip, t) for t in (setting.source, setting.target)]

@@ -12,8 +12,9 @@ import comfy.samplers
 import comfy.sd
 import pytest
 import torch
-from palimpsest.hosts.comfy_editing import edit, invert
+from palimpsest.hosts.comfy_editing import edit
 from palimpsest.hosts.comfy_guider import EditGuider
+from palimpsest.hosts.comfy_inversion import Picture, invert_ddim
 from palimpsest.hosts.comfy_models import load_folder
 from palimpsest.hosts.comfy_trajectory import noise_of_trajectory, schedule
 from palimpsest.pipelines.editing import UNCORRECTED, Correction
@@ -114,16 +115,8 @@ def test_a_lora_takes_effect_on_inversion_and_edit(sd1):
 def inverted(sd1, refinement, steps=8):
     sigmas = schedule(sd1.model, "simple", steps, 0.5)
     source = agree.encode(sd1.clip, agree.SOURCE)
-    trajectory, _ = invert(
-        sd1.model,
-        source,
-        source,
-        latent_for(sd1),
-        sigmas,
-        cfg=1.0,
-        convention="destination",
-        refinement=refinement,
-    )
+    picture = Picture(sd1.model, source, source, latent_for(sd1), sigmas, 1.0, "Invert (DDIM)")
+    trajectory, _ = invert_ddim(picture, convention="destination", refinement=refinement)
     return trajectory, source
 
 
@@ -151,16 +144,8 @@ def test_the_inverted_latent_comes_back_through_core_euler(sd1):
 def test_the_noise_output_starts_core_where_the_inversion_ended(sd1, strength, latent):
     sigmas = schedule(sd1.model, "simple", 4, strength)
     source = agree.encode(sd1.clip, agree.SOURCE)
-    trajectory, _ = invert(
-        sd1.model,
-        source,
-        source,
-        latent_for(sd1),
-        sigmas,
-        cfg=1.0,
-        convention="current",
-        refinement=0,
-    )
+    picture = Picture(sd1.model, source, source, latent_for(sd1), sigmas, 1.0, "Invert (DDIM)")
+    trajectory, _ = invert_ddim(picture, convention="current", refinement=0)
     noise = noise_of_trajectory(sd1.model, trajectory)
     base = trajectory.origin if latent == "the picture" else torch.zeros_like(trajectory.origin)
     first = []

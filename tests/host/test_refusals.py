@@ -6,7 +6,8 @@ import comfy.model_sampling
 import pytest
 import torch
 from palimpsest.hosts.comfy_checks import refuse_noise_mask
-from palimpsest.hosts.comfy_editing import edit, invert
+from palimpsest.hosts.comfy_editing import edit
+from palimpsest.hosts.comfy_inversion import Picture, invert_ddim
 from palimpsest.hosts.comfy_models import load_folder
 from palimpsest.hosts.comfy_trajectory import schedule, trajectory_from_latents
 from palimpsest.pipelines.errors import PalimpsestError
@@ -43,23 +44,41 @@ def as_flow(model):
 
 def run_invert(sd1, model=None, latent=None, sigmas=None):
     source = agree.encode(sd1.clip, agree.SOURCE)
-    return invert(
+    picture = Picture(
         model or sd1.model,
         source,
         source,
         latent_for(sd1) if latent is None else latent,
         schedule(sd1.model, "simple", 3, 0.5) if sigmas is None else sigmas,
-        cfg=1.0,
-        convention="destination",
-        refinement=0,
+        1.0,
+        "Invert (DDIM)",
     )
+    return invert_ddim(picture, convention="destination", refinement=0)
 
 
-def test_a_flow_model_is_refused(sd1, made):
-    with pytest.raises(PalimpsestError, match=r"Invert \(DDIM\) takes models that predict noise"):
-        run_invert(sd1, model=as_flow(sd1.model))
-    with pytest.raises(PalimpsestError, match="Edit takes models that predict noise or v"):
-        edit(replace(made, model=as_flow(sd1.model)))
+def as_other(model):
+    """The model with a sampling that we do not know: one that predicts the picture itself."""
+
+    class Clean(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.X0):
+        pass
+
+    patched = model.clone()
+    patched.add_object_patch("model_sampling", Clean(model.model.model_config))
+    return patched
+
+
+def test_a_model_of_an_unknown_kind_is_refused(sd1, made):
+    sentence = "takes models that predict noise, v or a flow"
+    with pytest.raises(PalimpsestError, match=rf"Invert \(DDIM\) {sentence}"):
+        run_invert(sd1, model=as_other(sd1.model))
+    with pytest.raises(PalimpsestError, match=f"Edit {sentence}"):
+        edit(replace(made, model=as_other(sd1.model)))
+
+
+def test_a_trajectory_of_a_flow_is_refused_by_a_model_that_is_none(sd1, made):
+    flow, _ = run_invert(sd1, model=as_flow(sd1.model), sigmas=torch.tensor([0.6, 0.3, 0.0]))
+    with pytest.raises(PalimpsestError, match="made with a flow model"):
+        edit(replace(made, trajectory=flow))
 
 
 def test_a_trajectory_of_another_model_is_refused(made, sd2_folder, sdxl_folder):
@@ -142,9 +161,3 @@ def test_a_latent_batch_that_its_sigmas_do_not_divide_is_refused(sd1):
     sigmas = schedule(sd1.model, "simple", 3, 0.5)
     with pytest.raises(PalimpsestError, match="holds 7 latents, which 4 levels do not divide"):
         trajectory_from_latents(sd1.model, torch.randn(7, 4, 8, 8), sigmas)
-
-
-def test_a_trajectory_of_drawn_noise_is_refused(made):
-    drawn = replace(made.trajectory, recipe=replace(made.trajectory.recipe, eta=1.0))
-    with pytest.raises(PalimpsestError, match="connect it to the trajectory input of Cycle-SDE"):
-        edit(replace(made, trajectory=drawn))

@@ -157,21 +157,6 @@ def _one_prompt_twice_for_diffedit(server):
     return graph, graph.diffedit(target=graph.source[0])[0]
 
 
-@case("PalimpsestEdit", "drawn noise of Cycle-SDE", "Invert")
-def _a_chain_of_noise_for_edit(server):
-    graph = Painting()
-    chain = graph.cycle()[1]
-    wires = {
-        "model": graph.model[0],
-        "trajectory": chain,
-        "source": graph.source[0],
-        "target": graph.target[0],
-        "negative": graph.negative[0],
-    }
-    wishes = {"cfg": 3.0, "correction": "direct inversion", "scale": 1.0, "interval": 1}
-    return graph, graph.add("PalimpsestEdit", **wires, **wishes)[0]
-
-
 # --- SDEdit
 
 

@@ -1,0 +1,142 @@
+"""Inversions on ComfyUI's MODEL, CONDITIONING and LATENT: what all of them share, and DDIM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..pipelines.couplings import Convention, ddim
+from ..pipelines.schedule import check_falling
+from ..pipelines.trajectory import Recipe, Trajectory
+from .comfy import BranchGuider, Conditioning, Session
+from .comfy_checks import check_samples
+from .comfy_editing import Spent, timed
+from .comfy_fingerprint import fingerprint
+from .comfy_space import Space, host_levels, rising_sigmas, space_of
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture that shall be inverted, as it comes from the wires.
+
+    Attributes:
+        model: The model.
+        positive: Describes the picture as it is.
+        negative: The other end of the guidance.
+        samples: [B, C, h, w] the LATENT.
+        levels: [N+1] falling levels, as core's SIGMAS, ending at 0.
+        cfg: Guidance of the inversion.
+        feature: What the node is called, for messages.
+    """
+
+    model: ModelPatcher
+    positive: Conditioning
+    negative: Conditioning
+    samples: Tensor
+    levels: Tensor
+    cfg: float
+    feature: str
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be inverted.
+
+        Raises:
+            PalimpsestError: In one sentence.
+        """
+        space_of(self.model, self.feature)
+        check_falling(self.levels)
+        check_samples(self.model, self.samples)
+
+    @cached_property
+    def space(self) -> Space:
+        """The model's coordinates."""
+        return space_of(self.model, self.feature)
+
+    @cached_property
+    def sigmas(self) -> Tensor:
+        """[N+1] float64 rising levels, in x."""
+        return rising_sigmas(self.space, self.levels)
+
+    def run(
+        self, algorithm: Callable[[Session], Any], *, total: int | None = None
+    ) -> tuple[Any, Spent]:
+        """Call `algorithm` with the model loaded; its source and target are both the picture's.
+
+        Args:
+            algorithm: What to do.
+            total: Steps of its progress; one per level if not given.
+        """
+        guider = BranchGuider(self.model)
+        guider.set_conds(self.positive, self.negative)
+        guider.set_source(self.positive, self.negative)
+        guider.set_cfg(self.cfg)
+        levels = host_levels(self.space, self.sigmas)
+        return timed(guider, self.samples, levels, algorithm, space=self.space, total=total)
+
+    def trajectory(self, latents: Tensor, recipe: Recipe, **carried: Tensor | None) -> Trajectory:
+        """What goes out on the wire.
+
+        Args:
+            latents: [N+1, B, C, h, w] the chain.
+            recipe: How it was made; the model's part is filled in here.
+            carried: Further tensors of a Trajectory, by name.
+        """
+        kept = comfy.model_management.intermediate_device()
+        made = Trajectory(
+            latents.float(),
+            self.sigmas,
+            self.samples.to(latents),
+            describe(self.model, recipe),
+            **carried,
+        )
+        return replace(made.to(kept), origin=self.samples.to(kept))
+
+
+def describe(model: ModelPatcher, recipe: Recipe) -> Recipe:
+    """A recipe that also says which model it was and how that model scales a LATENT."""
+    channels = model.get_model_object("latent_format").latent_channels
+    zero, one = (
+        model.model.process_latent_out(torch.full((1, channels, 1, 1), value)).flatten().tolist()
+        for value in (0.0, 1.0)
+    )
+    return replace(
+        recipe,
+        model=fingerprint(model),
+        noise_scale=space_of(model, "A trajectory").noise_scale,
+        latent_slope=tuple(b - a for a, b in zip(zero, one, strict=True)),
+        latent_offset=tuple(zero),
+    )
+
+
+def invert_ddim(
+    picture: Picture, *, convention: Convention, refinement: int
+) -> tuple[Trajectory, Spent]:
+    """DDIM inversion.
+
+    Args:
+        picture: The picture.
+        convention: See `couplings.ddim`.
+        refinement: See `couplings.ddim`.
+    """
+
+    def algorithm(session: Session) -> Tensor:
+        return ddim(
+            session.denoiser(session.target),
+            session.x0,
+            picture.sigmas,
+            scale=picture.space.scale,
+            convention=convention,
+            refinement=refinement,
+            on_step=session.on_step,
+        )
+
+    latents, spent = picture.run(algorithm)
+    recipe = Recipe("ddim", convention, refinement, picture.cfg, rows=spent.rows)
+    return picture.trajectory(latents, recipe), spent
