@@ -1,12 +1,19 @@
 """Recorded chains: ways to give an image a latent at every noise level.
 
-Two chains draw them, and cost no model call:
+Four chains draw them, and cost no model call:
 
     markov        x' = x + sqrt(sigma'^2 - sigma^2) z          fresh z at every level
+    independent   x' = x0 + sqrt(sigma'^2 - sigma_0^2) z        fresh z at every level
     one noise     x' = x0 + sqrt(sigma'^2 - sigma_0^2) z        the same z at every level
+    posterior     x = x0 + c (x' - x0) + s_up z                 the step of eta, D being the image
 
-The first is the forward process whose reverse is the SDE, the second what a kept region is noised
-with. DDIM inversion walks the probability-flow ODE upwards. One step down is
+The first is the forward process whose reverse is the SDE. The second (Edit-Friendly DDPM) has the
+same law at every level and none that ties two levels, so that the noise which leads from one to the
+next is large and holds the picture's layout. The third is what a kept region is noised with. The
+last (CycleDiffusion) is drawn downwards and lies between: eta 1 gives the law of the first, eta 0
+the third. At each level all four have the same law.
+
+DDIM inversion walks the probability-flow ODE upwards. One step down is
 
     x = x' + (sigma - sigma') noise(x', sigma')                      sigma' > sigma
 
@@ -21,8 +28,14 @@ References:
     Mokady et al. 2022, Null-text Inversion, arXiv:2211.09794, section 3.1 (destination)
     Nie et al. 2023, The Blessing of Randomness: SDE Beats ODE in General Diffusion-based Image
         Editing, arXiv:2311.01410, eq. 7 (markov)
+    Huberman-Spiegelglas et al. 2023, An Edit Friendly DDPM Noise Space: Inversion and
+        Manipulations, arXiv:2304.06140, section 3 (independent)
+    Wu & De la Torre 2022, Unifying Diffusion Models' Latent Space, with Applications to
+        CycleDiffusion and Guidance, arXiv:2210.05559, section 3 (posterior)
     Pan et al. 2023, Effective Real Image Editing with Accelerated Iterative Diffusion Inversion,
         arXiv:2309.04907, section 3.2 (the implicit equation and its acceleration)
+    Garibi et al. 2024, ReNoise: Real Image Inversion Through Iterative Noising, arXiv:2403.14602,
+        section 4.2 (averaging the iterates)
 """
 
 import math
@@ -36,8 +49,8 @@ from torch import Tensor
 from .denoiser import Denoiser, noise_of
 from .errors import PalimpsestError
 from .noise import Draw
-from .schedule import Scale, check_rising
-from .solvers import fixed_point
+from .schedule import Scale, check_rising, step_down
+from .solvers import Solver, fixed_point
 from .trajectory import line_end
 
 Convention = Literal["destination", "current"]
@@ -54,6 +67,7 @@ def ddim(
     scale: Scale,
     convention: Convention = "destination",
     refinement: int = 0,
+    solve: Solver = fixed_point,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Invert an image by DDIM.
@@ -67,6 +81,7 @@ def ddim(
             a step up from 0 is always "destination".
         refinement: Further evaluations per step that solve the implicit equation; 0 is plain
             DDIM inversion.
+        solve: How these iterate.
         on_step: Progress callback.
 
     Returns:
@@ -85,7 +100,7 @@ def ddim(
             guess, left = x + (sigma_next - sigma) * noise, refinement
         else:
             guess, left = x * (scale(sigma) / scale(sigma_next)), refinement + 1
-        x_next = fixed_point(leap, guess, left) if left else guess
+        x_next = solve(leap, guess, left) if left else guess
         if not bool(torch.isfinite(x_next).all()):
             raise PalimpsestError(
                 f"The inversion left the finite numbers at step {i + 1} of {len(sigmas) - 1} "
@@ -146,9 +161,57 @@ def one_noise(x0: Tensor, sigmas: Tensor, noise: Tensor) -> Tensor:
         PalimpsestError: If the levels do not rise.
     """
     check_rising(sigmas)
+    return torch.stack([x0 + size * noise for size in _noise_sizes(sigmas)])
+
+
+def independent(x0: Tensor, sigmas: Tensor, draw: Draw) -> Tensor:
+    """An image under noise of its own at every level.
+
+    Args:
+        x0: [B, C, ...] float32, the image at `sigmas[0]`.
+        sigmas: [N+1] rising noise levels; the first may be 0.
+        draw: Asked N times, from the lowest level up.
+
+    Returns:
+        [N+1, B, C, ...] the chain, `x0` first.
+
+    Raises:
+        PalimpsestError: If the levels do not rise.
+    """
+    check_rising(sigmas)
+    return torch.stack([x0, *(x0 + size * draw(x0) for size in _noise_sizes(sigmas)[1:])])
+
+
+def posterior(x0: Tensor, sigmas: Tensor, draw: Draw, *, eta: float) -> Tensor:
+    """An image noised at the noisiest level, and led back by steps that know the image.
+
+    Args:
+        x0: [B, C, ...] float32, the image at `sigmas[0]`.
+        sigmas: [N+1] rising noise levels; the first may be 0.
+        draw: Asked N times, from the noisiest level down.
+        eta: Of the step down: 0 draws nothing but the start, 1 is the law of `markov`.
+
+    Returns:
+        [N+1, B, C, ...] the chain, `x0` first.
+
+    Raises:
+        PalimpsestError: If the levels do not rise, or `eta` is outside 0..1.
+    """
+    check_rising(sigmas)
+    sizes = torch.tensor(_noise_sizes(sigmas), dtype=torch.float64)
+    noise = float(sizes[-1]) * draw(x0)
+    latents = [x0 + noise]
+    for low, high in reversed([*pairwise(sizes)][1:]):
+        step = step_down(high, low, eta)
+        noise = step.c * noise + step.sigma_up * draw(x0)
+        latents.append(x0 + noise)
+    return torch.stack([x0, *reversed(latents)])
+
+
+def _noise_sizes(sigmas: Tensor) -> list[float]:
+    """[N+1] what every level has more of noise than the lowest."""
     low = float(sigmas[0])
-    sizes = [math.sqrt((s - low) * (s + low)) for s in sigmas.tolist()]
-    return torch.stack([x0 + size * noise for size in sizes])
+    return [math.sqrt((s - low) * (s + low)) for s in sigmas.tolist()]
 
 
 def denoise_chain(

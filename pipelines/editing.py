@@ -45,7 +45,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ from .couplings import OnStep
 from .denoiser import Denoiser
 from .errors import PalimpsestError
 from .noise import Draw
+from .proximal import ProximalGuidance
 from .schedule import Step, step_down
 from .trajectory import Trajectory
 
@@ -154,6 +155,8 @@ class Edit:
         bank: Attention recorded from the source and read by the target, if there is a control.
         mask: [1 or B, 1, h, w] in 0..1; where it is 0 the recorded chain is kept.
         keep_source: Follow a drifting source row to the end although nothing reads it.
+        proximal: Draws the rows back to the chain where the guidance changed nothing; the
+            denoisers of the branches share it.
         draw: Fresh noise for the target where eta is above 0 and nothing of R is added to it.
         order: 1, or 2 for second-order steps of a target that takes nothing of R.
     """
@@ -165,6 +168,7 @@ class Edit:
     bank: Bank | None = None
     mask: Tensor | None = None
     keep_source: bool = False
+    proximal: ProximalGuidance | None = None
     draw: Draw | None = None
     order: Literal[1, 2] = 1
 
@@ -184,7 +188,8 @@ class Edit:
             return ["guided"] * steps
         read = [bank is not None and bank.control.active(i, steps) for i in range(steps)]
         if correction.on_chain:
-            return ["recorded" if r else "none" for r in read]
+            runs = [bank is not None and bank.runs(i) for i in range(steps)]
+            return ["recorded" if r else "none" for r in runs]
         # A drifting source is followed as long as some later step still reads it.
         last = (
             steps if self.keep_source else max((i + 1 for i in range(steps) if read[i]), default=0)
@@ -216,6 +221,8 @@ class Edit:
         x_next = _target_step(x, d_used, chain, chain_next, d_chain, step, correction)
         if self.draw is not None and step.sigma_up and not correction.target_strength:
             x_next = x_next + step.sigma_up * self.draw(x)
+        if self.proximal is not None:
+            x_next = self.proximal.pull(x_next, chain_next, sigma)
         if self.mask is not None:
             kept = trajectory.clean if level == 1 else chain_next
             x_next = kept + self.mask * (x_next - kept)
@@ -224,6 +231,8 @@ class Edit:
         elif d_source is not None:
             mean = step.c * source + (1 - step.c) * d_source
             source = mean + correction.scale_at(i) * (chain_next - mean)
+            if self.proximal is not None:
+                source = self.proximal.pull_source(source, chain_next, sigma)
         if self.bank is not None:
             self.bank.begin(i + 1)
         return Stepped(x_next, source, d_target)
@@ -303,6 +312,17 @@ class Edited:
 
     latent: Tensor
     source: Tensor | None
+
+
+class Editing(Protocol):
+    """An edit along a trajectory, whatever its loop: this one's, or that of coupled chains."""
+
+    @property
+    def trajectory(self) -> Trajectory: ...
+
+    def run(self, on_step: OnStep | None = None, *, start: Tensor | None = None) -> Edited:
+        """Walk all steps; see `Edit.run`."""
+        ...
 
 
 def _target_step(

@@ -1,12 +1,17 @@
 """Numerical tools that know tensors, not diffusion.
 
 References:
+    Garibi et al. 2024, ReNoise, arXiv:2403.14602, section 4.2 (averaging)
     Walker & Ni 2011, Anderson Acceleration for Fixed-Point Iterations, SIAM J. Numer. Anal. 49(4)
 """
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
+
+#: Approaches x = g(x): called with the map, a first guess and a number of evaluations.
+Solver = Callable[[Callable[[Tensor], Tensor], Tensor, int], Tensor]
 
 
 def fixed_point(g: Callable[[Tensor], Tensor], x: Tensor, iterations: int) -> Tensor:
@@ -29,6 +34,23 @@ def fixed_point(g: Callable[[Tensor], Tensor], x: Tensor, iterations: int) -> Te
         gap = value - x
         x = value - _secant(gap, gap - last_gap) * (value - last_value)
     return x
+
+
+def averaged(g: Callable[[Tensor], Tensor], x: Tensor, iterations: int) -> Tensor:
+    """Approach x = g(x) by plain iteration, and average all that it visits.
+
+    Where iterates circle the fixed point instead of reaching it, their mean lies nearer to it.
+
+    Args:
+        g: The map on [B, ...].
+        x: First guess; not part of the mean.
+        iterations: Evaluations of `g`, at least 1; with 1 the result is `g(x)`.
+    """
+    visited = []
+    for _ in range(iterations):
+        x = g(x)
+        visited.append(x)
+    return torch.stack(visited).mean(0)
 
 
 def _secant(gap: Tensor, change: Tensor) -> Tensor:

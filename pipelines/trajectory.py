@@ -7,17 +7,21 @@ from dataclasses import asdict, dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from .attention.features import Features
 from .errors import PalimpsestError
+from .proximal import Proximal
 from .schedule import check_rising
 
 #: Newest format of a stored trajectory; older ones stay readable for ever. A file is written in the
 #: oldest format that can hold it, so that an older version reads what it understands.
 #:     1  a chain, and its denoised guesses
-#:     2  what an inversion adds: unconditional embeddings, an image apart from the chain
+#:     2  what an inversion adds: unconditional embeddings, an image apart from the chain, a coupled
+#:        chain; limits
+#:        to the guidance of its edits
 FORMAT = 2
 
 #: What a trajectory may carry beside its chain, and the format that brought it.
-CARRIED = {"denoised": 1, "uncond": 2, "image": 2}
+CARRIED = {"denoised": 1, "uncond": 2, "image": 2, "values": 2, "partner": 2, "guesses": 2}
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,19 @@ class Recipe:
         convention: Where DDIM inversion evaluates: "destination" or "current".
         refinement: Fixed-point iterations per level beyond the first evaluation.
         cfg: Guidance of the inversion.
+        cfg_bound: Whether an edit must have that guidance too: what was learned holds for it alone.
         model: Fingerprint of the model and its patches, "" where the host has none.
         rows: UNet rows it cost.
+        seconds: Wall time it took; 0 where that was not measured.
         eta: Of the step down that the chain belongs to; 0 for an ODE chain, 1 for an SDE chain.
         source: What `denoised` was computed under, as text; "" where nothing was.
         source_cfg: Guidance of the source row in an edit; None guides it as the target is.
         uncond_for: Who reads `Trajectory.uncond`: "both" rows, or the "source" alone.
+        value_window: Part of an edit's steps, the noisiest first, in which the target's values are
+            mapped by `Trajectory.values`; the source's are in all of them.
+        proximal: How the guidance of an edit is limited; None does not limit it.
+        mixing: Weight that holds the coupled chains of EDICT together; 0 where there are none.
+        rests: Steps of a published grid at whose lowest level the coupled chains only mix.
         noise_scale: Of a rectified-flow model, whose host names levels by flow time; None for
             models whose host names them by sigma.
         latent_slope: Per channel, the host's own latents over ours; empty where they are the same.
@@ -45,15 +56,33 @@ class Recipe:
     convention: str = ""
     refinement: int = 0
     cfg: float = 1.0
+    cfg_bound: bool = False
     model: str = ""
     rows: int = 0
+    seconds: float = 0.0
     eta: float = 0.0
     source: str = ""
     source_cfg: float | None = None
     uncond_for: str = "both"
+    value_window: float = 1.0
+    proximal: Proximal | None = None
+    mixing: float = 0.0
+    rests: int = 0
     noise_scale: float | None = None
     latent_slope: tuple[float, ...] = ()
     latent_offset: tuple[float, ...] = ()
+
+    def check_cfg(self, cfg: float) -> None:
+        """Refuse an edit under another guidance than what it reads was learned for.
+
+        Raises:
+            PalimpsestError: Naming both.
+        """
+        if self.cfg_bound and abs(cfg - self.cfg) > 1e-6:
+            raise PalimpsestError(
+                f"The trajectory was learned at cfg {self.cfg:g}, the edit's cfg is {cfg:g}: set "
+                f"it to {self.cfg:g} too, or invert again at cfg {cfg:g}."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +101,15 @@ class Trajectory:
             needs them and they were kept; None otherwise.
         uncond: [N or 1, B or 1, tokens, channels] embeddings that stand for the negative prompt at
             the levels 1 to N, or at all of them; None where the negative prompt itself does.
+        values: [N, 2, B or 1, tokens, channels] scale and shift, at the levels 1 to N, of what the
+            conditional branch computes cross-attention's values from; None leaves it alone.
         image: [B, C, ...] the image in x where the chain ends elsewhere: that of an inversion which
             only comes close to its image. None where `latents[0]` is the image.
+        partner: [N+1, B, C, ...] the other one of two coupled chains (`inversion.edict`), which are
+            edited together; None where the chain is alone.
+        guesses: [N, 2, B, C, ...] what the source made of them: the denoised guesses of the two
+            evaluations of a step, at the levels 1 to N.
+        features: What the inversion kept of the source's attention; no file holds it.
     """
 
     latents: Tensor
@@ -83,6 +119,10 @@ class Trajectory:
     denoised: Tensor | None = None
     uncond: Tensor | None = None
     image: Tensor | None = None
+    values: Tensor | None = None
+    partner: Tensor | None = None
+    guesses: Tensor | None = None
+    features: Features | None = None
 
     def __post_init__(self) -> None:
         check_rising(self.sigmas)
@@ -117,6 +157,41 @@ class Trajectory:
                 f"The trajectory's unconditional embeddings are {tuple(self.uncond.shape)}, they "
                 f"must be [{levels - 1} steps or 1, {pictures} pictures or 1, tokens, channels]."
             )
+        if self.values is not None and not (
+            self.values.ndim == 5
+            and self.values.shape[:2] == (levels - 1, 2)
+            and self.values.shape[2] in (1, pictures)
+        ):
+            raise PalimpsestError(
+                f"The trajectory's mapping of values is {tuple(self.values.shape)}, it must be "
+                f"[{levels - 1} steps, 2, {pictures} pictures or 1, tokens, channels]."
+            )
+        self._check_coupled()
+
+    def _check_coupled(self) -> None:
+        """Refuse half of a pair of coupled chains."""
+        chain, steps = self.latents.shape, len(self.latents) - 1
+        wanted = {"partner": chain, "guesses": (steps, 2, *chain[1:])}
+        found = {
+            name: tuple(getattr(self, name).shape)
+            for name in wanted
+            if getattr(self, name) is not None
+        }
+        if found and found != {name: tuple(shape) for name, shape in wanted.items()}:
+            raise PalimpsestError(
+                f"The trajectory's coupled chains are {found}, they must be a partner of "
+                f"{tuple(chain)} and guesses of {(steps, 2, *chain[1:])}."
+            )
+        if found and not 0.5 <= self.recipe.mixing <= 1:
+            raise PalimpsestError(
+                f"The mixing of the trajectory's coupled chains is {self.recipe.mixing}, it must "
+                "be 0.5 to 1."
+            )
+        if found and self.recipe.proximal is not None:
+            raise PalimpsestError(
+                "Proximal Guidance draws an edit back to one chain, EDICT has two that are "
+                "coupled: take the trajectory of another Invert node."
+            )
 
     def to(self, device: torch.device | str) -> "Trajectory":
         """The same trajectory with its latents on a device; the levels stay on the CPU."""
@@ -144,7 +219,23 @@ class Trajectory:
         """
         if len(self.uncond) == 1:
             return self.uncond[0]
-        return self.uncond[int((self.sigmas[1:] - float(sigma)).abs().argmin())]
+        return self.uncond[self._above_lowest(sigma)]
+
+    def values_at(self, sigma: Tensor, *, window: float = 1.0) -> Tensor | None:
+        """[2, B or 1, tokens, channels] the mapping of values in the step from a level.
+
+        Args:
+            sigma: 0-d, one of the levels.
+            window: Part of the steps, the noisiest first, that have one; None in the others.
+        """
+        level = self._above_lowest(sigma)
+        if self.values is None or self.steps - 1 - level >= int(window * self.steps):
+            return None
+        return self.values[level]
+
+    def _above_lowest(self, sigma: Tensor) -> int:
+        """Where a level stands among the levels 1 to N, from 0."""
+        return int((self.sigmas[1:] - float(sigma)).abs().argmin())
 
     @property
     def steps(self) -> int:
@@ -214,6 +305,8 @@ def to_tensors(trajectory: Trajectory) -> tuple[dict[str, Tensor], dict[str, str
     }
     tensors |= {name: tensor.contiguous() for name, tensor in trajectory.carried.items()}
     needed = max((CARRIED[name] for name in trajectory.carried), default=1)
+    if trajectory.recipe.proximal is not None:
+        needed = max(needed, 2)
     about = {"palimpsest_trajectory": str(needed), "recipe": json.dumps(asdict(trajectory.recipe))}
     return tensors, about
 
@@ -265,10 +358,17 @@ def _recipe(about: Mapping[str, str], name: str) -> Recipe:
     """The recipe of a file; fields that a later version added are left out."""
     try:
         stored = json.loads(about["recipe"])
-        known = {field.name for field in fields(Recipe)}
-        lists = {key: tuple(v) for key, v in stored.items() if isinstance(v, list)}
-        return Recipe(**{key: v for key, v in (stored | lists).items() if key in known})
+        built = {key: tuple(v) for key, v in stored.items() if isinstance(v, list)}
+        if stored.get("proximal") is not None:
+            built["proximal"] = Proximal(**_known(Proximal, stored["proximal"]))
+        return Recipe(**_known(Recipe, stored | built))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PalimpsestError(
             f"{name} is damaged: its recipe cannot be read. Save the trajectory again."
         ) from error
+
+
+def _known(kind: type, stored: Mapping[str, object]) -> dict[str, object]:
+    """Of what a file says, that which a dataclass has fields for."""
+    names = {field.name for field in fields(kind)}
+    return {key: value for key, value in stored.items() if key in names}

@@ -8,7 +8,7 @@ rows run next. What a control wants is always a sum of fused attentions
 whose queries, keys and values come from either row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -34,11 +34,14 @@ class Site(NamedTuple):
 
 
 class QKV(NamedTuple):
-    """Queries [B, P, C], keys [B, S, C] and values [B, S, C]; heads lie side by side in C."""
+    """Queries [B, P, C], keys [B, S, C] and values [B, S, C]; heads lie side by side in C.
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
+    Of a recorded source, what no control reads may be None.
+    """
+
+    q: Tensor | None
+    k: Tensor | None
+    v: Tensor | None
 
 
 class AttentionHook(Protocol):
@@ -58,8 +61,24 @@ class Control(Protocol):
         """Whether it reads the source anywhere in this step."""
         ...
 
+    def kept(self, qkv: QKV) -> QKV:
+        """Of the source's tensors those that it reads, None for the others."""
+        ...
+
     def terms(self, qkv: QKV, source: QKV, site: Site, step: int, steps: int) -> tuple[QKV, ...]:
         """The attention of the target rows `qkv`, given the `source` recorded at the site."""
+        ...
+
+
+class KeptFeatures(Protocol):
+    """What an earlier run kept of the source (`features.Features`)."""
+
+    def serve(self, control: Control, step: int, steps: int) -> bool:
+        """Whether all that a control reads in a step is there."""
+        ...
+
+    def read(self, step: int) -> Mapping[Site, QKV]:
+        """The features of a step."""
         ...
 
 
@@ -70,10 +89,12 @@ class Bank:
     Attributes:
         control: Who decides what is recorded and what is made of it.
         steps: Steps of the edit.
+        features: What the inversion kept already; its steps need no source row.
     """
 
     control: Control
     steps: int
+    features: KeptFeatures | None = None
     step: int = 0
     _stored: dict[Site, QKV] = field(default_factory=dict)
 
@@ -82,10 +103,12 @@ class Bank:
         self.step = step
         self._stored.clear()
 
-    @property
-    def needs_source(self) -> bool:
-        """Whether this step reads the source at all; if not, its row is not run."""
-        return self.control.active(self.step, self.steps)
+    def runs(self, step: int) -> bool:
+        """Whether a step runs its source row: the control reads it, and it was not kept before."""
+        if not self.control.active(step, self.steps):
+            return False
+        kept = self.features
+        return kept is None or not kept.serve(self.control, step, self.steps)
 
     @property
     def empty(self) -> bool:
@@ -95,18 +118,23 @@ class Bank:
     def record(self, site: Site, qkv: QKV) -> None:
         """Keep the source's tensors where the control will read them."""
         if self.control.reads(site, qkv.q.shape[1], self.step, self.steps):
-            self._stored[site] = qkv
+            self._stored[site] = self.control.kept(qkv)
 
     def inject(self, site: Site, qkv: QKV) -> tuple[QKV, ...] | None:
         """The controlled attention of the target rows, or None where the control is idle."""
         if not self.control.reads(site, qkv.q.shape[1], self.step, self.steps):
             return None
+        if self.empty and self.features is not None and not self.runs(self.step):
+            self._stored.update(self.features.read(self.step))
         source = QKV(*(_match_rows(stored, qkv.q) for stored in self._stored[site]))
         return self.control.terms(qkv, source, site, self.step, self.steps)
 
 
-def _match_rows(stored: Tensor, like: Tensor) -> Tensor:
-    """Repeat a source image's rows for a batch of targets; one source may serve many."""
+def _match_rows(stored: Tensor | None, like: Tensor) -> Tensor | None:
+    """A source's rows for a batch of targets, where they are; one source may serve many."""
+    if stored is None:
+        return None
+    stored = stored.to(like)
     if len(stored) == len(like):
         return stored
     return stored.repeat_interleave(len(like) // len(stored), dim=0)

@@ -74,6 +74,10 @@ class PromptToPrompt:
             return tokens <= self.self_pixels and self._self_open(step, steps)
         return bool(self.open_tokens(step, steps).any())
 
+    def kept(self, qkv: QKV) -> QKV:
+        """The source's queries and keys; its values are never read."""
+        return QKV(qkv.q, qkv.k, None)
+
     def terms(self, qkv: QKV, source: QKV, site: Site, step: int, steps: int) -> tuple[QKV, ...]:
         """The controlled attention, as one or two fused attentions."""
         if site.kind == "self":

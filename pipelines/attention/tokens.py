@@ -183,23 +183,28 @@ def positions_of(word: str, prompt: PromptTokens, *, role: str) -> tuple[int, ..
     Raises:
         PalimpsestError: If the word is not in the prompt.
     """
-    wanted = [_bare(part) for part in word.split()]
-    if not wanted:
+    if not word.split():
         raise PalimpsestError("A word weight without a word: write one `word: weight` per line.")
-    have = [_bare(w.text) for w in prompt.words]
-    found = [
-        position
-        for start in range(len(have) - len(wanted) + 1)
-        if have[start : start + len(wanted)] == wanted
-        for w in prompt.words[start : start + len(wanted)]
-        for position in w.positions
-    ]
+    found = find_word(word, prompt)
     if not found:
         raise PalimpsestError(
             f"The word {word!r} is not in the {role} {prompt.text!r}. "
             "Use a word that stands there, or add it to the prompt."
         )
-    return tuple(found)
+    return found
+
+
+def find_word(word: str, prompt: PromptTokens) -> tuple[int, ...]:
+    """Token positions of every occurrence of a word, as `positions_of`; empty where it is not."""
+    wanted = [_bare(part) for part in word.split()]
+    have = [_bare(w.text) for w in prompt.words]
+    return tuple(
+        position
+        for start in range(len(have) - len(wanted) + 1)
+        if have[start : start + len(wanted)] == wanted
+        for w in prompt.words[start : start + len(wanted)]
+        for position in w.positions
+    )
 
 
 def _bare(word: str) -> str:

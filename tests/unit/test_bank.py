@@ -96,6 +96,9 @@ class Borrow:
     def active(self, step, steps):
         return step < self.end
 
+    def kept(self, own):
+        return QKV(None, None, own.v)
+
     def terms(self, own, source, site, step, steps):
         return (QKV(own.q, own.k, source.v),)
 
@@ -122,7 +125,7 @@ def test_what_no_one_reads_is_not_kept():
     bank.begin(2)
     bank.record(SELF, qkv(1))
     assert bank.empty
-    assert not bank.needs_source
+    assert not bank.runs(2)
     assert bank.inject(SELF, qkv(1)) is None
 
 
@@ -132,7 +135,7 @@ def test_a_new_step_forgets_the_last_one():
     assert not bank.empty
     bank.begin(1)
     assert bank.empty
-    assert bank.needs_source
+    assert bank.runs(1)
     with pytest.raises(KeyError):  # never an old step's tensors: that would be a silent mistake
         bank.inject(SELF, qkv(1))
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from palimpsest.pipelines.solvers import fixed_point
+from palimpsest.pipelines.solvers import averaged, fixed_point
 from palimpsest.tests.unit.analytic import distance, picture
 
 
@@ -67,3 +67,19 @@ def test_the_first_guess_is_left_alone():
     x = picture()
     fixed_point(lambda v: v * 0.3, x, 4)
     assert torch.equal(x, picture())
+
+
+@given(st.floats(-0.99, -0.5), st.integers(2, 8))
+def test_averaging_is_the_mean_of_the_iterates_of_a_geometric_series(slope, iterations):
+    solution, start = picture(seed=1), picture(seed=2)
+    g, calls = affine(slope, solution)
+    mean = averaged(g, start, iterations)
+    series = sum(slope**n for n in range(1, iterations + 1)) / iterations
+    assert distance(mean, solution + series * (start - solution)) < 1e-12
+    assert len(calls) == iterations
+
+
+def test_an_average_of_one_is_the_map_itself():
+    g, _ = affine(0.5, picture(seed=1))
+    x = picture(seed=2)
+    assert torch.equal(averaged(g, x, 1), g(x))

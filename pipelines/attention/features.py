@@ -1,0 +1,146 @@
+"""Source attention kept from the inversion, so that an edit need not run its source again.
+
+An inversion that evaluates where it stands (convention "current") shows the network the latent and
+the level of every chain entry but the noisiest. The edit's source row would show it the same once
+more, to record what the control reads. Recorded while inverting, only the first step of the edit is
+left to run its source.
+
+What the control will read is known beforehand, and with the shapes of the first call so is the room
+it takes: it is asked for before anything is kept.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from ..denoiser import Denoiser
+from .bank import QKV, Control, Site
+
+#: What one step keeps.
+Kept = Mapping[Site, QKV]
+
+
+class Store(Protocol):
+    """Where the features of a step go: memory or a disk."""
+
+    def write(self, step: int, kept: Kept) -> None:
+        """Keep those of a step; a second time replaces the first."""
+        ...
+
+    def read(self, step: int) -> Kept:
+        """Give back those of a step, on any device."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What an inversion left for the edits of its trajectory.
+
+    Attributes:
+        tokens: Queries at every attention of the network.
+        sites: Per step, counted from the noisiest level, what was kept.
+        read: Gives the features of a step.
+        key: What they depend on besides the chain, as text: the source's prompt and the model.
+        bytes: The room they take.
+    """
+
+    tokens: Mapping[Site, int]
+    sites: Mapping[int, frozenset[Site]]
+    read: Callable[[int], Kept]
+    key: str
+    bytes: int
+
+    def serve(self, control: Control, step: int, steps: int) -> bool:
+        """Whether all that a control reads in a step was kept."""
+        wanted = (s for s, n in self.tokens.items() if control.reads(s, n, step, steps))
+        return step in self.sites and self.sites[step].issuperset(wanted)
+
+
+@dataclass
+class FeatureRecorder:
+    """Keeps features while an inversion runs; made for one inversion and dropped after it.
+
+    Attributes:
+        control: What later edits will read with.
+        sigmas: [N+1] rising levels of the chain.
+        budget: Bytes that may be taken.
+        store: Where the features go.
+        needed: Bytes that all steps take; None before the first model call.
+    """
+
+    control: Control
+    sigmas: Tensor
+    budget: int
+    store: Store
+    needed: int | None = None
+    _tokens: dict[Site, int] = field(default_factory=dict)
+    _sizes: dict[Site, int] = field(default_factory=dict)
+    _kept: dict[int, frozenset[Site]] = field(default_factory=dict)
+    _now: dict[Site, QKV] = field(default_factory=dict)
+    _step: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps of the chain."""
+        return len(self.sigmas) - 1
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for all of it."""
+        return self.needed is not None and self.needed <= self.budget
+
+    def record(self, site: Site, qkv: QKV) -> None:
+        """The hook of the inversion's denoiser."""
+        if self.needed is None:
+            part = self.control.kept(qkv)
+            self._tokens[site] = qkv.q.shape[1]
+            self._sizes[site] = sum(t.nbytes for t in part if t is not None)
+        elif self.fits and self.control.reads(site, qkv.q.shape[1], self._step, self.steps):
+            self._now[site] = self.control.kept(qkv)
+
+    def watch(self, denoise: Denoiser) -> Denoiser:
+        """The inversion's denoiser, of which every call is kept; the last one of a level stays.
+
+        The first call of an inversion belongs to no chain entry (it is made at, or for, the lowest
+        level): it is where shapes are learnt.
+
+        Args:
+            denoise: Has `record` as its hook.
+        """
+
+        def watched(x: Tensor, sigma: Tensor) -> Tensor:
+            level = int((self.sigmas - float(sigma)).abs().argmin())
+            self._step = self.steps - level
+            denoised = denoise(x, sigma)
+            if self.needed is None:
+                self.needed = self._survey()
+            elif self._now:
+                self.store.write(self._step, self._now)
+                self._kept[self._step] = frozenset(self._now)
+                self._now = {}
+            return denoised
+
+        return watched
+
+    def _survey(self) -> int:
+        """Bytes of all steps but the noisiest, which the inversion does not visit."""
+        return sum(
+            size
+            for step in range(1, self.steps)
+            for site, size in self._sizes.items()
+            if self.control.reads(site, self._tokens[site], step, self.steps)
+        )
+
+    def result(self, key: str) -> Features | None:
+        """What was kept; None where there was no room for it.
+
+        Args:
+            key: See `Features`.
+        """
+        if not self.fits:
+            return None
+        # The noisiest level is only seen on the way to it, not where the chain ends.
+        sites = {step: kept for step, kept in self._kept.items() if step > 0}
+        return Features(dict(self._tokens), sites, self.store.read, key, self.needed)

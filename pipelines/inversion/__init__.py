@@ -1,0 +1,1 @@
+"""One file per inversion that adds something to the chain."""

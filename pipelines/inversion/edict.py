@@ -1,0 +1,243 @@
+"""EDICT: two coupled chains, each of which steps where the other one stands.
+
+A DDIM step needs the noise at the latent it starts from, which the step back does not know. Of two
+chains x and y, each moved by the noise at the other, it does. A step down from sigma to sigma_next,
+x first in every even step and y first in every odd one (counted from the noisiest level):
+
+    x <- x + (sigma_next - sigma) n(y, sigma)
+    y <- y + (sigma_next - sigma) n(x s(sigma_next) / s(sigma), sigma)
+    x <- p x + (1 - p) y
+    y <- p y + (1 - p) x
+
+The second line takes a latent of the level below under the label of the level above; s is how the
+model family scales its input. The last two, the mixing, keep the chains together. In x and the
+difference d = y - x they are
+
+    x <- x + (1 - p) d                  d <- p^2 d
+
+An inversion undoes all this line by line, from the last to the first, and is exact in exact
+arithmetic. It divides d by p^2 at every step: what it rounds grows 330 times in 40 steps at
+p = 0.93, and a network that is chaotic makes more of it on the way back. The published code
+answers with float64 throughout. Here the inversion records both chains and the denoised guess D of
+every evaluation, and an edit walks the deviations u = x_edit - x, v = y_edit - y from them:
+
+    u <- u + (sigma_next - sigma) (n_target(y + v, sigma) - n_source(y, sigma))          and so on
+
+which is the same recurrence. A target that says what the source said leaves u and v at zero: the
+picture comes back bit for bit, in every precision of the network.
+
+On the published grid the lowest two levels are equal. Such a step only mixes: it is not evaluated.
+
+References:
+    Wallace, Gokul & Naik 2022, EDICT: Exact Diffusion Inversion via Coupled Transformations,
+        arXiv:2211.12446, section 4 (coupling, mixing, alternation)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..attention.bank import Bank
+from ..couplings import OnStep
+from ..denoiser import Denoiser, noise_of
+from ..editing import Edited
+from ..errors import PalimpsestError
+from ..schedule import Scale, check_rising
+from ..trajectory import Trajectory
+
+
+class Pair(NamedTuple):
+    """Both chains at one level, or their deviations: [B, C, ...] each."""
+
+    x: Tensor
+    y: Tensor
+
+    def moved(self, chain: int, by: Tensor) -> Pair:
+        """The pair with one of the chains (0 or 1) moved."""
+        return Pair(self.x + by, self.y) if chain == 0 else Pair(self.x, self.y + by)
+
+
+def mix(pair: Pair, mixing: float) -> Pair:
+    """The end of a step down: the chains move towards each other."""
+    gap = pair.y - pair.x
+    x = pair.x + (1 - mixing) * gap
+    return Pair(x, x + mixing**2 * gap)
+
+
+def unmix(pair: Pair, mixing: float) -> Pair:
+    """The inverse of `mix`: how the chains lay before."""
+    gap = (pair.y - pair.x) / mixing**2
+    x = pair.x - (1 - mixing) * gap
+    return Pair(x, x + gap)
+
+
+def drop_rests(sigmas: Tensor) -> tuple[Tensor, int]:
+    """Levels without those that repeat the lowest one, and how many these were.
+
+    Args:
+        sigmas: [N+1] levels that never fall; on the published grid the first two are equal.
+    """
+    rests = int((sigmas[1:] == sigmas[0]).sum())
+    return sigmas[rests:], rests
+
+
+def couple(
+    denoise: Denoiser,
+    x0: Tensor,
+    sigmas: Tensor,
+    *,
+    scale: Scale,
+    mixing: float = 0.93,
+    on_step: OnStep | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Invert an image by EDICT; both chains begin as the image.
+
+    Args:
+        denoise: The guided source.
+        x0: [B, C, ...] float32, the image at `sigmas[0]`.
+        sigmas: [N+1] rising noise levels; the first may be 0. `drop_rests` takes out equal ones.
+        scale: How the model family scales its input (`vp_scale`, `flow_scale`).
+        mixing: The weight p, in [0.5, 1]; 1 leaves the chains unmixed.
+        on_step: Progress callback.
+
+    Returns:
+        The chains x and y, [N+1, B, C, ...] each with `x0` first, and [N, 2, B, C, ...] the
+        denoised guesses of each step's two evaluations, in the order in which an edit makes them.
+
+    Raises:
+        PalimpsestError: If the levels do not rise, the weight is out of range, or the latents stop
+            being finite.
+    """
+    check_rising(sigmas)
+    if not 0.5 <= mixing <= 1:
+        raise PalimpsestError(f"The mixing must be 0.5 to 1, got {mixing}: 0.93 is usual.")
+    steps, pairs, guesses = len(sigmas) - 1, [Pair(x0, x0)], []
+    for level in range(1, steps + 1):
+        sigma, below = sigmas[level], sigmas[level - 1]
+        first, pair = _first(steps - level), unmix(pairs[-1], mixing)
+        read = _shown(pair[first], below, sigma, scale)
+        late = denoise(read, sigma)
+        pair = pair.moved(1 - first, (sigma - below) * noise_of(read, late, sigma))
+        read = pair[1 - first]
+        early = denoise(read, sigma)
+        pair = pair.moved(first, (sigma - below) * noise_of(read, early, sigma))
+        if not all(bool(torch.isfinite(chain).all()) for chain in pair):
+            raise PalimpsestError(
+                f"The inversion left the finite numbers at step {level} of {steps} "
+                f"(sigma {float(sigma):.4g}): use a lower cfg, a mixing nearer 1 or more steps."
+            )
+        pairs.append(pair)
+        guesses.append(torch.stack([early, late]))
+        if on_step:
+            on_step(level, pair.x, early)
+    x, y = (torch.stack(chain) for chain in zip(*pairs, strict=True))
+    return x, y, torch.stack(guesses)
+
+
+def _first(step: int) -> int:
+    """Which chain a step down moves first; steps count from the noisiest level."""
+    return step % 2
+
+
+def _shown(x: Tensor, at: Tensor, sigma: Tensor, scale: Scale) -> Tensor:
+    """A latent of the level `at`, for a call that is labelled with the level `sigma`."""
+    return x * (scale(at) / scale(sigma))
+
+
+@dataclass(frozen=True, eq=False)
+class CoupledEdit:
+    """One edit along coupled chains: all that is fixed before its first step.
+
+    Attributes:
+        trajectory: With a partner and its guesses.
+        target: Guided by the target prompt; reads the bank.
+        scale: How the model family scales its input.
+        record: The source rows that the control reads and no more; fills the bank before each of
+            the two evaluations of a step. None without a control.
+        bank: Attention recorded from the source and read by the target, if there is a control.
+        mask: [1 or B, 1, h, w] in 0..1; where it is 0 both chains are the recorded ones.
+        record_at: Where the source is evaluated for the control: on its own recorded chains, or at
+            the edit's latents, as the published code does.
+    """
+
+    trajectory: Trajectory
+    target: Denoiser
+    scale: Scale
+    record: Denoiser | None = None
+    bank: Bank | None = None
+    mask: Tensor | None = None
+    record_at: Literal["chain", "edit"] = "chain"
+
+    def run(self, on_step: OnStep | None = None, *, start: Tensor | None = None) -> Edited:
+        """Walk all steps, from the noisiest level to the lowest.
+
+        Args:
+            on_step: Progress callback.
+            start: [B, C, ...] chain x of the target at the noisiest level, or one row per target;
+                the recorded one if not given.
+        """
+        return Edited(self.walk(on_step, start=start).x, self.trajectory.latents[0])
+
+    def walk(self, on_step: OnStep | None = None, *, start: Tensor | None = None) -> Pair:
+        """As `run`, but both chains at the lowest level."""
+        trajectory = self.trajectory
+        begin = trajectory.start if start is None else start
+        off = Pair(begin - trajectory.start, torch.zeros_like(begin))
+        for i in range(trajectory.steps):
+            off, guess = self.step(i, off)
+            if on_step:
+                here = self._recorded(trajectory.steps - i - 1)
+                on_step(i + 1, here.x + off.x, guess)
+        for _ in range(trajectory.recipe.rests):
+            off = mix(off, trajectory.recipe.mixing)
+        end = self._recorded(0)
+        return Pair(end.x + off.x, end.y + off.y)
+
+    def step(self, i: int, off: Pair) -> tuple[Pair, Tensor]:
+        """Take the deviations from the recorded chains over step `i`, and the target's guess.
+
+        Args:
+            i: Counts from the noisiest level.
+            off: [B, C, ...] each, at the level of the step.
+        """
+        mixing = self.trajectory.recipe.mixing
+        level, first = self.trajectory.steps - i, _first(i)
+        sigma, below = self.trajectory.sigmas[level], self.trajectory.sigmas[level - 1]
+        above, under = self._recorded(level), unmix(self._recorded(level - 1), mixing)
+        early, late = self.trajectory.guesses[level - 1]
+        gap, guess = self._noise_gap(i, above[1 - first], off[1 - first], early, sigma)
+        off = off.moved(first, (below - sigma) * gap)
+        read, aside = (_shown(x, below, sigma, self.scale) for x in (under[first], off[first]))
+        gap, _ = self._noise_gap(i, read, aside, late, sigma)
+        off = mix(off.moved(1 - first, (below - sigma) * gap), mixing)
+        return off if self.mask is None else Pair(*(self.mask * o for o in off)), guess
+
+    def _recorded(self, level: int) -> Pair:
+        """The recorded chains at a level."""
+        return Pair(self.trajectory.latents[level], self.trajectory.partner[level])
+
+    def _noise_gap(
+        self, i: int, read: Tensor, aside: Tensor, source_guess: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """How far the target's noise is from the source's, and the target's guess.
+
+        Args:
+            i: The step.
+            read: [B, C, ...] where the source was evaluated.
+            aside: How far from there the target is.
+            source_guess: What the source made of it.
+            sigma: The level both are labelled with.
+        """
+        at = read + aside
+        if self.bank is not None:
+            self.bank.begin(i)
+            if self.record is not None and self.bank.runs(i):
+                self.record(read if self.record_at == "chain" else at, sigma)
+        guess = self.target(at, sigma)
+        if self.bank is not None:
+            self.bank.begin(i + 1)
+        return (aside - (guess - source_guess)) / sigma, guess
