@@ -22,6 +22,7 @@ from torch import Tensor
 from ..pipelines.attention.bank import AttentionHook
 from ..pipelines.denoiser import Denoiser, Guidance, RowCount, guide, per_row
 from ..pipelines.errors import PalimpsestError
+from ..pipelines.proximal import Mix
 from ..pipelines.trajectory import Trajectory
 from .comfy_attention import hooked_options
 from .comfy_space import OURS, Space
@@ -120,6 +121,7 @@ class Session:
         hook: AttentionHook | None = None,
         *,
         guidance: Guidance | None = None,
+        mix: Mix | None = None,
     ) -> Denoiser:
         """A guided denoiser; what other nodes hook into guidance takes effect.
 
@@ -127,8 +129,11 @@ class Session:
             conds: `target` or `source`, or what makes such of a level.
             hook: Sees every attention.
             guidance: Scale of every level; the guider's own cfg if not given.
+            mix: Guides in the place of the plain sum.
         """
         guider, options = self.guider, self._options(hook)
+        if mix is not None:
+            options["sampler_cfg_function"] = self._core_guidance(mix)
         wrappers = comfy.patcher_extension.get_all_wrappers(
             WrappersMP.PREDICT_NOISE, options, is_model_options=True
         )
@@ -139,12 +144,24 @@ class Session:
             def predict(x: Tensor, level: Tensor, options: dict, seed: int | None) -> Tensor:
                 # The guider's cfg is read anew: core's CFGOverride changes it for some steps.
                 cfg = guider.cfg if guidance is None else self._cfg_of(guidance, level)
+                if hook is None and _needs_negative_alone(cfg, options):
+                    return _negative_alone(guider.inner_model, x, level, here, options)
                 return _guided(guider.inner_model, x, level, here, cfg, options, seed)
 
             executor = WrapperExecutor.new_class_executor(predict, guider, wrappers)
             return executor.execute(*self._called_with(x, sigma), options, None)
 
         return denoise
+
+    def _core_guidance(self, mix: Mix) -> Callable[[dict[str, Any]], Tensor]:
+        """A guidance as core's samplers call it: what they add to the input, negated."""
+
+        def guidance(args: dict[str, Any]) -> Tensor:
+            sigma = self.space.sigma(args["sigma"].double()).to(args["input"])
+            guesses = args["cond_denoised"], args["uncond_denoised"]
+            return args["input"] - mix(*guesses, args["cond_scale"], sigma)
+
+        return guidance
 
     def _cfg_of(self, guidance: Guidance, levels: Tensor) -> float | Tensor:
         """One scale, or one per row, of ComfyUI's levels."""
@@ -159,18 +176,24 @@ class Session:
         level = self.space.level(sigma).to(device=x.device, dtype=torch.float32)
         return shown, level.expand(len(x))
 
-    def recorder(self, conds: Conds, hook: AttentionHook) -> Denoiser:
-        """The conditional rows alone, for the attention that `hook` reads from them."""
+    def recorder(
+        self, conds: Conds, hook: AttentionHook | None, *, negative: bool = False
+    ) -> Denoiser:
+        """The conditional rows alone, for the attention that `hook` reads from them.
+
+        Args:
+            conds: `target` or `source`.
+            hook: Sees every attention.
+            negative: The unconditional rows alone instead.
+        """
         options = self._options(hook)
+        branches = [None, conds["negative"]] if negative else [conds["positive"]]
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            (denoised,) = comfy.samplers.calc_cond_batch(
-                self.guider.inner_model,
-                [conds["positive"]],
-                *self._called_with(x, sigma),
-                options,
+            predicted = comfy.samplers.calc_cond_batch(
+                self.guider.inner_model, branches, *self._called_with(x, sigma), options
             )
-            return denoised
+            return predicted[-1]
 
         return denoise
 
@@ -227,6 +250,28 @@ class Session:
         return options
 
 
+#: Where other nodes take part in guidance; they are written for one scale and one level a call.
+_GUIDANCE_HOOKS = {
+    "sampler_cfg_function",
+    "sampler_pre_cfg_function",
+    "sampler_post_cfg_function",
+}
+
+
+def _needs_negative_alone(cfg: float | Tensor, options: dict[str, Any]) -> bool:
+    """Whether nothing reads the conditional prediction."""
+    hooks = _GUIDANCE_HOOKS | {"sampler_calc_cond_batch_function"}
+    return not isinstance(cfg, Tensor) and cfg == 0 and not hooks & options.keys()
+
+
+def _negative_alone(
+    model: Any, x: Tensor, levels: Tensor, conds: Conds, options: dict[str, Any]
+) -> Tensor:
+    """Guidance 0; core itself would run the conditional row as well."""
+    pair = [None, conds["negative"]]
+    return comfy.samplers.calc_cond_batch(model, pair, x, levels, options)[1]
+
+
 def _guided(
     model: Any,
     x: Tensor,
@@ -238,9 +283,7 @@ def _guided(
 ) -> Tensor:
     """Core's guided prediction, also for a scale per row; rows of one level lie together."""
     pair = conds["negative"], conds["positive"]
-    apart = {"sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function"}
-    if apart & options.keys():
-        # Guidance of other nodes is written for one scale and one level a call.
+    if _GUIDANCE_HOOKS & options.keys():
         sizes = levels.unique_consecutive(return_counts=True)[1].tolist()
     elif isinstance(cfg, Tensor):
         cond, uncond = comfy.samplers.calc_cond_batch(model, [*reversed(pair)], x, levels, options)

@@ -59,18 +59,32 @@ def hooked_options(model: BaseModel, options: dict[str, Any], hook: AttentionHoo
 
 def transformer_blocks(unet: UNetModel) -> list[tuple[str, int, int]]:
     """(block, number, index) of every transformer block, in execution order."""
+    return [
+        (block, number, index)
+        for block, number, layer in _transformers(unet)
+        for index in range(len(layer.transformer_blocks))
+    ]
+
+
+def heads_of(unet: UNetModel) -> list[int]:
+    """Attention heads of every transformer block, in the same order."""
+    layers = [layer for _, _, layer in _transformers(unet)]
+    return [block.n_heads for layer in layers for block in layer.transformer_blocks]
+
+
+def _transformers(unet: UNetModel) -> list[tuple[str, int, SpatialTransformer]]:
+    """(block, number, transformer) in execution order."""
     parts: Sequence[tuple[str, Sequence[nn.Module]]] = (
         ("input", list(unet.input_blocks)),
         ("middle", [unet.middle_block] if unet.middle_block is not None else []),
         ("output", list(unet.output_blocks)),
     )
     return [
-        (block, number, index)
+        (block, number, layer)
         for block, modules in parts
         for number, module in enumerate(modules)
         for layer in module
         if isinstance(layer, SpatialTransformer)
-        for index in range(len(layer.transformer_blocks))
     ]
 
 
@@ -89,7 +103,7 @@ def _replacement(
             )
 
         qkv = QKV(q, k, v)
-        out = attend(qkv, kind, layer, _roles(extra["cond_or_uncond"]), hook, sdpa)
+        out = attend(qkv, kind, layer, roles_of(extra["cond_or_uncond"]), hook, sdpa)
         if previous is not None:
             out = out + (previous(q, k, v, extra) - sdpa(qkv))
         return out
@@ -97,6 +111,6 @@ def _replacement(
     return replace
 
 
-def _roles(cond_or_uncond: Sequence[int]) -> list[Role]:
+def roles_of(cond_or_uncond: Sequence[int]) -> list[Role]:
     """Branch of the guidance of each part of a batch: core gives indices, 0 is the prompt."""
     return ["cond" if index == 0 else "uncond" for index in cond_or_uncond]

@@ -81,6 +81,7 @@ def check_owner(own: Tensor, conditioning: Conditioning, role: str) -> None:
     given = conditioning[0][0]
     if given.shape != own.shape or not torch.equal(given.cpu(), own.cpu()):
         raise PalimpsestError(
-            f"The {role} conditioning is not the one this control was made for: connect the "
-            f"{role} output of the same Prompt-to-Prompt node (ControlNet may stand between)."
+            f"The {role} conditioning is not the one this control was made for: connect that "
+            "output of the same Prompt-to-Prompt node (ControlNet may stand between), or a "
+            "conditioning of the same text."
         )

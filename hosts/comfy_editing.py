@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -13,15 +13,21 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..pipelines.attention.bank import Bank
-from ..pipelines.attention.prompt_to_prompt import PromptToPrompt
+from ..pipelines.attention.bank import Bank, Control
 from ..pipelines.denoiser import constant
-from ..pipelines.editing import Branches, Correction, Edit, correction_along
-from ..pipelines.trajectory import Trajectory
+from ..pipelines.editing import Branches, Correction, Edit, Editing, correction_along
+from ..pipelines.errors import PalimpsestError
+from ..pipelines.inversion.edict import CoupledEdit
+from ..pipelines.proximal import ProximalGuidance
+from ..pipelines.trajectory import Recipe, Trajectory
 from .comfy import BranchGuider, Conditioning, Session, run
 from .comfy_attention import require_unet
 from .comfy_checks import check_mask_count, check_owner, check_trajectory
+from .comfy_features import features_key
+from .comfy_fingerprint import guided_key
+from .comfy_proximal import check_proximal
 from .comfy_space import OURS, Space, host_levels, space_of
+from .comfy_values import along
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +37,10 @@ class BoundControl:
     Attributes:
         control: The attention control.
         source: [1, tokens, channels] embedding of the source prompt.
-        target: [1, tokens, channels] embedding of the target prompt.
+        target: [prompts, tokens, channels] embeddings of the target prompts, mostly of one.
     """
 
-    control: PromptToPrompt
+    control: Control
     source: Tensor
     target: Tensor
 
@@ -88,12 +94,29 @@ class EditRequest:
         """
         space_of(self.model, "Edit")
         check_trajectory(self.model, self.trajectory)
+        self.trajectory.recipe.check_cfg(self.cfg)
+        check_proximal(self.model, self.trajectory.recipe.proximal, self.cfg)
         if self.control is not None:
             require_unet(self.model.model, "Prompt-to-Prompt")
             check_owner(self.control.source, self.source, "source")
             check_owner(self.control.target, self.target, "target")
+        prompts, pictures = self.prompts, len(self.trajectory.origin)
+        if prompts > 1 and pictures not in (1, prompts):
+            raise PalimpsestError(
+                f"The target holds {prompts} prompts, the trajectory {pictures} pictures: edit one "
+                "picture with many prompts, or give as many prompts as pictures."
+            )
         if self.mask is not None:
-            check_mask_count(self.mask, len(self.trajectory.origin))
+            check_mask_count(self.mask, max(prompts, pictures))
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts the target is a batch of."""
+        return max((len(entry[0]) for entry in self.target), default=1)
+
+    def first(self, start: Tensor) -> Tensor:
+        """[rows, C, h, w] where the targets begin: one row per picture, or per prompt of one."""
+        return start.expand(max(self.prompts, len(start)), *start.shape[1:])
 
     def guider(self) -> BranchGuider:
         """A guider with both pairs of conditionings."""
@@ -106,13 +129,16 @@ class EditRequest:
         guider.set_cfg(self.cfg)
         return guider
 
-    def start(self, session: Session) -> Edit:
+    def start(self, session: Session) -> Editing:
         """The edit on the model's device."""
         device = session.x0.device
         trajectory = self.trajectory.to(device)
-        bank = Bank(self.control.control, trajectory.steps) if self.control else None
-        branches = self._branches(session, trajectory, bank)
+        bank, wanted = self._bank(trajectory), trajectory.recipe.proximal
         mask = None if self.mask is None else latent_mask(self.mask, trajectory.origin).to(device)
+        if trajectory.partner is not None:
+            return self._coupled(session, trajectory, bank, mask)
+        proximal = ProximalGuidance(wanted) if wanted else None
+        branches = self._branches(session, trajectory, bank, proximal)
         return Edit(
             trajectory,
             branches,
@@ -121,21 +147,68 @@ class EditRequest:
             bank=bank,
             mask=mask,
             keep_source=self.keep_source,
+            proximal=proximal,
         )
 
-    def _branches(self, session: Session, trajectory: Trajectory, bank: Bank | None) -> Branches:
+    def _coupled(
+        self, session: Session, trajectory: Trajectory, bank: Bank | None, mask: Tensor | None
+    ) -> CoupledEdit:
+        """The edit along coupled chains."""
+        return CoupledEdit(
+            trajectory,
+            session.denoiser(session.target, bank.inject if bank else None),
+            session.space.scale,
+            record=session.recorder(session.source, bank.record) if bank else None,
+            bank=bank,
+            mask=mask,
+        )
+
+    def _bank(self, trajectory: Trajectory) -> Bank | None:
+        """The bank of the control, with the inversion's features where they are this source's."""
+        if self.control is None:
+            return None
+        kept = trajectory.features
+        on_chain = correction_along(trajectory, self.correction).on_chain
+        same = kept is not None and kept.key == features_key(self.model, self.source)
+        return Bank(self.control.control, trajectory.steps, kept if on_chain and same else None)
+
+    def _branches(
+        self,
+        session: Session,
+        trajectory: Trajectory,
+        bank: Bank | None,
+        proximal: ProximalGuidance | None,
+    ) -> Branches:
         recipe = trajectory.recipe
         source = session.with_uncond(session.source, trajectory)
         target = session.target
         if recipe.uncond_for == "both":
             target = session.with_uncond(target, trajectory)
         guided = None if recipe.source_cfg is None else constant(recipe.source_cfg)
-        return Branches(
-            target=session.denoiser(target, bank.inject if bank else None),
-            source=session.denoiser(source, bank.record if bank else None, guidance=guided),
-            record=session.recorder(session.source, bank.record) if bank else None,
-            unedited=session.denoiser(target) if bank else None,
+        mix, mix_source = (proximal.mix, proximal.mix_source) if proximal else (None, None)
+        record = bank.record if bank else None
+        of_source, above = along(session, trajectory)
+        branches = Branches(
+            target=above.denoiser(target, bank.inject if bank else None, mix=mix),
+            source=of_source.denoiser(source, record, guidance=guided, mix=mix_source),
+            record=of_source.recorder(session.source, bank.record) if bank else None,
+            unedited=above.denoiser(target, mix=mix_source) if bank else None,
         )
+        if bank is None and self._repeats(trajectory):
+            return replace(branches, source=branches.target)
+        return branches
+
+    def _repeats(self, trajectory: Trajectory) -> bool:
+        """Whether the target is what the chain's noise was recorded under: nothing is edited."""
+        recipe = trajectory.recipe
+        if not recipe.eta or trajectory.uncond is not None:
+            return False
+        source = recipe.source
+        target = guided_key(self.model, self.target, self.negative, self.cfg)
+        if trajectory.denoised is None:  # the source is going to be asked by this edit
+            cfg = self.cfg if recipe.source_cfg is None else recipe.source_cfg
+            source = guided_key(self.model, self.source, self.negative, cfg)
+        return bool(target) and source == target
 
 
 def edit(request: EditRequest) -> tuple[Tensor, Tensor | None, Spent]:
@@ -150,7 +223,8 @@ def edit(request: EditRequest) -> tuple[Tensor, Tensor | None, Spent]:
 
     def algorithm(session: Session) -> tuple[Tensor, Tensor | None]:
         whole = request.start(session)
-        edited, chain = whole.run(session.on_step), whole.trajectory
+        edited = whole.run(session.on_step, start=request.first(whole.trajectory.start))
+        chain = whole.trajectory
         kept = comfy.model_management.intermediate_device()
         restored = [
             None if x is None else session.restore(x, chain.clean, chain.origin).to(kept)
@@ -209,3 +283,18 @@ def reconstruction_text(source: Tensor | None, origin: Tensor) -> str:
     peak = float(origin.max() - origin.min())
     error = float((source - origin).square().mean())
     return f"{10 * math.log10(peak**2 / error):.1f} dB in the latent"
+
+
+def cost_text(spent: Spent, recipe: Recipe) -> str:
+    """What an edit and the inversion before it cost, in words.
+
+    Args:
+        spent: Of the edit.
+        recipe: Of its trajectory; what that does not know is left out.
+    """
+    rows, seconds = spent.rows + recipe.rows, spent.seconds + recipe.seconds
+    told = f"{rows} rows, {seconds:.1f} s"
+    if not recipe.rows:
+        return told
+    took = f", {recipe.seconds:.1f} s" if recipe.seconds else ""
+    return f"{told} (inversion {recipe.rows} rows{took})"

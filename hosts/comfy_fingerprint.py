@@ -49,6 +49,35 @@ def conditioning_key(conditioning: Conditioning) -> str:
     return digest.hexdigest() if _feed(digest, conditioning) else ""
 
 
+def source_key(model: ModelPatcher, conditionings: list[Conditioning], *, note: str = "") -> str:
+    """What a source's predictions depend on besides its chain; "" where it has no name.
+
+    Args:
+        model: The model; its LoRA and other changes of weights count.
+        conditionings: What the model is shown.
+        note: Anything else, such as a guidance scale.
+    """
+    keys = [conditioning_key(conditioning) for conditioning in conditionings]
+    if model.patches:  # LoRA, and whatever else changes weights
+        keys.append(str(model.patches_uuid))
+    if not _plain(model.model_options) or not all(keys):
+        return ""  # patches of calls are functions, which have no name to go by
+    return " ".join([note, *keys]) if note else " ".join(keys)
+
+
+def guided_key(
+    model: ModelPatcher, positive: Conditioning, negative: Conditioning, cfg: float
+) -> str:
+    """What tells a guided denoiser from others; "" where it has no name."""
+    shown = [positive] if cfg == 1 else [positive, negative]
+    return source_key(model, shown, note=f"{cfg:g}")
+
+
+def _plain(options: dict[str, Any]) -> bool:
+    """Whether a model's options hold nothing that changes its calls."""
+    return all(isinstance(value, dict) and _plain(value) for value in options.values())
+
+
 def _feed(digest: Any, value: Any) -> bool:
     """Feed a value into a digest; False where that is not possible."""
     if isinstance(value, Tensor):

@@ -31,6 +31,15 @@ class EditGuider(BranchGuider):
     def __init__(self, request: EditRequest) -> None:
         request.check()
         require_variance_preserving(request.model, "Edit Guider")
+        if request.trajectory.partner is not None:
+            raise PalimpsestError(
+                "The trajectory is EDICT's, whose two chains no sampler of core's can walk: use "
+                "the Edit node."
+            )
+        if request.prompts not in (1, len(request.trajectory.origin)):
+            raise PalimpsestError(
+                f"The target holds {request.prompts} prompts, Edit Guider takes one: use Edit."
+            )
         if not (request.correction.on_chain or request.correction.scale == 0):
             raise PalimpsestError(
                 "Edit Guider takes the corrections 'direct inversion' (scale 1, every step) and "

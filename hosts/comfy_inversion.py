@@ -12,12 +12,17 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..pipelines.attention.features import FeatureRecorder
 from ..pipelines.couplings import Convention, ddim
+from ..pipelines.errors import PalimpsestError
 from ..pipelines.schedule import check_falling
+from ..pipelines.solvers import Solver, fixed_point
 from ..pipelines.trajectory import Recipe, Trajectory
 from .comfy import BranchGuider, Conditioning, Session
+from .comfy_attention import require_unet
 from .comfy_checks import check_samples
 from .comfy_editing import Spent, timed
+from .comfy_features import features_key
 from .comfy_fingerprint import fingerprint
 from .comfy_space import Space, host_levels, rising_sigmas, space_of
 
@@ -116,7 +121,12 @@ def describe(model: ModelPatcher, recipe: Recipe) -> Recipe:
 
 
 def invert_ddim(
-    picture: Picture, *, convention: Convention, refinement: int
+    picture: Picture,
+    *,
+    convention: Convention,
+    refinement: int,
+    solve: Solver = fixed_point,
+    recorder: FeatureRecorder | None = None,
 ) -> tuple[Trajectory, Spent]:
     """DDIM inversion.
 
@@ -124,19 +134,46 @@ def invert_ddim(
         picture: The picture.
         convention: See `couplings.ddim`.
         refinement: See `couplings.ddim`.
+        solve: See `couplings.ddim`.
+        recorder: Keeps the source's features for later edits; see `check_recorder`.
     """
+    if recorder is not None:
+        check_recorder(picture, convention)
 
     def algorithm(session: Session) -> Tensor:
+        denoise = session.denoiser(session.target, recorder.record if recorder else None)
         return ddim(
-            session.denoiser(session.target),
+            recorder.watch(denoise) if recorder else denoise,
             session.x0,
             picture.sigmas,
             scale=picture.space.scale,
             convention=convention,
             refinement=refinement,
+            solve=solve,
             on_step=session.on_step,
         )
 
     latents, spent = picture.run(algorithm)
     recipe = Recipe("ddim", convention, refinement, picture.cfg, rows=spent.rows)
-    return picture.trajectory(latents, recipe), spent
+    made = picture.trajectory(latents, recipe)
+    key = features_key(picture.model, picture.positive)
+    return replace(made, features=recorder.result(key) if recorder else None), spent
+
+
+def check_recorder(picture: Picture, convention: Convention) -> None:
+    """Refuse to keep features that no edit could use.
+
+    Raises:
+        PalimpsestError: In one sentence.
+    """
+    require_unet(picture.model.model, "Keeping source features")
+    if convention != "current":
+        raise PalimpsestError(
+            f"The convention is {convention}, which never shows the model the stages themselves: "
+            "set it to current to keep source features."
+        )
+    if not features_key(picture.model, picture.positive):
+        raise PalimpsestError(
+            "The positive or the model carries something that cannot be told from its like "
+            "(ControlNet, hooks, patches of other nodes): set source_features to off."
+        )

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 import folder_paths
-from PIL import Image
 from torch import Tensor
+
+from .sheet import as_picture
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,6 @@ class SavedPicture:
     def as_dict(self) -> dict[str, str]:
         """What stands in a node's `images`."""
         return asdict(self)
-
-
-def as_picture(image: Tensor) -> Image.Image:
-    """A picture [H, W, 3] in 0..1 as PIL's."""
-    pixels = image[..., :3].detach().float().cpu().clamp(0, 1).mul(255).round().byte()
-    return Image.fromarray(pixels.numpy())
 
 
 def save_picture(image: Tensor, prefix: str) -> SavedPicture:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import comfy.sd
+import torch
 from comfy.sd1_clip import (
     SDTokenizer,
     escape_important,
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ..pipelines.attention.tokens import PromptTokens, Word
 from ..pipelines.errors import PalimpsestError
+from .comfy import Conditioning
 
 #: Encoders whose tokens a UNet attends to, by the keys of `clip.tokenize`; SDXL has l and g.
 ENCODERS = ("l", "h", "g")
@@ -170,6 +172,37 @@ def _installed(tokenizer: SDTokenizer, name: str) -> bool:
     directories = tokenizer.embedding_directory
     found = load_embed(name, directories, tokenizer.embedding_size, tokenizer.embedding_key)
     return found is not None
+
+
+def encode_batch(clip: comfy.sd.CLIP, texts: Sequence[str]) -> Conditioning:
+    """One CONDITIONING of several prompts, a row for each; of one prompt, core's own.
+
+    Args:
+        clip: Any CLIP.
+        texts: The prompts.
+
+    Raises:
+        PalimpsestError: If several prompts differ in length by whole chunks, or carry hooks.
+    """
+    first, *others = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts)
+    if not others:
+        return first
+    entries = [conditioning[0] for conditioning in (first, *others)]
+    lengths = sorted({entry[0].shape[1] for entry in entries})
+    if len(lengths) > 1:
+        raise PalimpsestError(
+            f"The target's prompts take {' and '.join(map(str, lengths))} tokens: in a batch all "
+            "must take as many; shorten the long ones, or edit them one by one."
+        )
+    if any(len(conditioning) != 1 for conditioning in (first, *others)):
+        raise PalimpsestError(
+            "The CLIP carries a schedule of hooks, which a batch of prompts cannot have: set "
+            "one_per_line off and edit the prompts one by one."
+        )
+    merged = dict(entries[0][1])
+    if merged.get("pooled_output") is not None:
+        merged["pooled_output"] = torch.cat([entry[1]["pooled_output"] for entry in entries])
+    return [[torch.cat([entry[0] for entry in entries]), merged]]
 
 
 def _check_vectors(

@@ -20,7 +20,7 @@ from ..pipelines.trajectory import Trajectory
 from .comfy import BranchGuider, Conditioning, Session
 from .comfy_checks import check_mask_count, check_samples, check_trajectory
 from .comfy_editing import Spent, latent_mask, timed
-from .comfy_fingerprint import conditioning_key
+from .comfy_fingerprint import conditioning_key, guided_key
 from .comfy_inversion import describe
 from .comfy_levels import sigma_of_part
 from .comfy_space import Space, host_levels, rising_sigmas, space_of
@@ -117,19 +117,7 @@ class CycleRequest:
     @property
     def source_key(self) -> str:
         """What the source's guesses depend on besides chain and model; "" where it has no name."""
-        keys = [conditioning_key(self.source)]
-        if self.source_cfg != 1:
-            keys.append(conditioning_key(self.negative))
-        if self.model.patches:  # LoRA, and whatever else changes weights
-            keys.append(str(self.model.patches_uuid))
-        if not _plain(self.model.model_options):
-            return ""  # patches of calls are functions, which have no name to go by
-        return f"{self.source_cfg:g} {' '.join(keys)}" if all(keys) else ""
-
-
-def _plain(options: dict[str, Any]) -> bool:
-    """Whether a model's options hold nothing that changes its calls."""
-    return all(isinstance(value, dict) and _plain(value) for value in options.values())
+        return guided_key(self.model, self.source, self.negative, self.source_cfg)
 
 
 def cycle_sde(request: CycleRequest) -> tuple[Tensor, Trajectory, Spent]:

@@ -10,6 +10,7 @@
 diffusers and transformers are imported where a folder is loaded, not where this file is.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..pipelines.attention.bank import AttentionHook, Bank, Control, Role
+from ..pipelines.attention.features import FeatureRecorder
 from ..pipelines.attention.tokens import PromptTokens, Word
 from ..pipelines.couplings import Convention, ddim
 from ..pipelines.denoiser import (
@@ -30,11 +32,20 @@ from ..pipelines.denoiser import (
     guide,
     per_row,
 )
-from ..pipelines.editing import DIRECT_INVERSION, Branches, Correction, Edit, correction_along
+from ..pipelines.editing import (
+    DIRECT_INVERSION,
+    Branches,
+    Correction,
+    Edit,
+    Editing,
+    correction_along,
+)
 from ..pipelines.errors import PalimpsestError
+from ..pipelines.proximal import Mix, Proximal, ProximalGuidance, check_guided
 from ..pipelines.schedule import ddim_timesteps, sigma_from_alpha, vp_scale
 from ..pipelines.trajectory import Recipe, Trajectory
 from .diffusers_attention import hooked
+from .diffusers_edict import coupled_edit
 
 Prediction = Literal["epsilon", "v_prediction"]
 
@@ -47,11 +58,20 @@ class Prompt:
         embedding: [1, tokens, channels] hidden states of the text encoder.
         tokens: The words and their positions.
         added: What an SDXL UNet takes beside them (`text_embeds`, `time_ids`); empty otherwise.
+        values: [2, B, tokens, channels] what the embedding is mapped by where values are computed
+            from it (StyleDiffusion), or None.
     """
 
     embedding: Tensor
     tokens: PromptTokens
     added: dict[str, Tensor] = field(default_factory=dict)
+    values: Tensor | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells it from other prompts, as text."""
+        tensors = (self.embedding, *self.added.values())
+        return hashlib.sha256(b"".join(t.float().numpy().tobytes() for t in tensors)).hexdigest()
 
 
 #: A prompt that changes with the noise level.
@@ -84,45 +104,54 @@ class DiffusersUNet:
 
     def denoiser(
         self,
-        positive: Prompt,
+        positive: Prompt | PromptAt,
         negative: Prompt | PromptAt | None = None,
         *,
         cfg: float | Guidance = 1.0,
         hook: AttentionHook | None = None,
+        mix: Mix | None = None,
         rows: RowCount | None = None,
+        gradients: bool = False,
     ) -> Denoiser:
         """The posterior mean under a prompt.
 
         Args:
-            positive: What the picture shows.
+            positive: What the picture shows, or what gives it for a level.
             negative: The other end of the guidance, or what gives it for a level; not evaluated at
                 cfg 1.
             cfg: Guidance scale, or one for every level.
             hook: Sees every attention call.
+            mix: Guides in the place of the plain sum.
             rows: Counts the rows spent.
+            gradients: Whether they flow to the prompts.
         """
         guidance = constant(cfg) if isinstance(cfg, int | float) else cfg
         if negative is None and cfg != 1:
             named = "other than 1" if callable(cfg) else cfg
             raise PalimpsestError(f"Guidance {named} needs a negative prompt; none was given.")
 
-        @torch.no_grad()
+        @(torch.enable_grad if gradients else torch.no_grad)()
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             scale = guidance_of(guidance, sigma, x)
             guided = negative is not None and bool(torch.as_tensor(scale != 1).any())
             below = negative(sigma) if callable(negative) else negative
-            prompts = [below, positive] if guided else [positive]
+            above = positive(sigma) if callable(positive) else positive
+            prompts = [below, above] if guided else [above]
             roles: list[Role] = ["uncond", "cond"] if guided else ["cond"]
+            if guided and hook is None and bool(torch.as_tensor(scale == 0).all()):
+                prompts, roles = prompts[:1], roles[:1]  # no one reads the conditional row
             z = x * per_row(vp_scale(sigma).to(x.dtype), x)
             z = z.to(self.unet.dtype).repeat(len(prompts), 1, 1, 1)
             timesteps = self._timesteps(sigma).expand(len(x)).repeat(len(prompts))
-            with hooked(self.unet, hook, roles):
-                out = self.unet(z, timesteps, **_conditions(prompts, len(x))).sample
+            with hooked(self.unet, hook, roles, above.values):
+                out = self.unet(z, timesteps, **_conditions(prompts, len(x), z.dtype)).sample
             if rows is not None:
                 rows.add(len(z))
             level = per_row(sigma, x).to(x.dtype)
             means = [self._mean(x, part.to(x.dtype), level) for part in out.chunk(len(prompts))]
-            return guide(means[1], means[0], scale) if guided else means[0]
+            if len(means) == 1:
+                return means[0]
+            return mix(means[1], means[0], scale, sigma) if mix else guide(*means[::-1], scale)
 
         return denoise
 
@@ -145,6 +174,7 @@ class DiffusersUNet:
         *,
         convention: Convention = "destination",
         refinement: int = 0,
+        recorder: FeatureRecorder | None = None,
         rows: RowCount | None = None,
     ) -> Trajectory:
         """DDIM inversion of a latent at cfg 1.
@@ -155,17 +185,20 @@ class DiffusersUNet:
             sigmas: [N+1] rising noise levels.
             convention: See `couplings.ddim`.
             refinement: See `couplings.ddim`.
+            recorder: Keeps the source's features for later edits; with convention "current".
             rows: Counts the rows spent.
         """
         spent = RowCount()
-        denoise = self.denoiser(prompt, rows=spent)
+        denoise = self.denoiser(prompt, hook=recorder.record if recorder else None, rows=spent)
+        denoise = recorder.watch(denoise) if recorder else denoise
         latents = ddim(
             denoise, x0, sigmas, scale=vp_scale, convention=convention, refinement=refinement
         )
         if rows is not None:
             rows.add(spent.rows)
         recipe = Recipe("ddim", convention, refinement, rows=spent.rows)
-        return Trajectory(latents, sigmas, x0, recipe)
+        kept = recorder.result(prompt.key) if recorder else None
+        return Trajectory(latents, sigmas, x0, recipe, features=kept)
 
     def edit(
         self,
@@ -180,7 +213,7 @@ class DiffusersUNet:
         mask: Tensor | None = None,
         keep_source: bool = False,
         rows: RowCount | None = None,
-    ) -> Edit:
+    ) -> Editing:
         """An edit along a trajectory, ready to `run`.
 
         Args:
@@ -195,17 +228,32 @@ class DiffusersUNet:
             keep_source: Follow a drifting source row to the end.
             rows: Counts the rows spent.
         """
-        bank = None if control is None else Bank(control, trajectory.steps)
+        if trajectory.partner is not None:
+            prompts, wishes = (source, target, negative), {"control": control, "mask": mask}
+            return coupled_edit(self, trajectory, *prompts, cfg=cfg, rows=rows, **wishes)
+        bank = bank_along(trajectory, source, control, correction)
         record, inject = (bank.record, bank.inject) if bank else (None, None)
         recipe, below = trajectory.recipe, with_uncond(negative, trajectory)
+        recipe.check_cfg(cfg)
+        window = recipe.value_window
         of_target = below if recipe.uncond_for == "both" else negative
+        of_source, above = with_values(source, trajectory), with_values(target, trajectory, window)
         source_cfg = cfg if recipe.source_cfg is None else recipe.source_cfg
+        proximal, mix, mix_source = limits(recipe.proximal, cfg)
+        unedited = self.denoiser(above, of_target, cfg=cfg, mix=mix_source, rows=rows)
         branches = Branches(
-            target=self.denoiser(target, of_target, cfg=cfg, hook=inject, rows=rows),
-            source=self.denoiser(source, below, cfg=source_cfg, hook=record, rows=rows),
-            record=self.denoiser(source, hook=record, rows=rows),
-            unedited=self.denoiser(target, of_target, cfg=cfg, rows=rows),
+            target=self.denoiser(above, of_target, cfg=cfg, hook=inject, mix=mix, rows=rows),
+            source=self.denoiser(
+                of_source, below, cfg=source_cfg, hook=record, mix=mix_source, rows=rows
+            ),
+            record=self.denoiser(of_source, hook=record, rows=rows),
+            unedited=unedited if bank else None,
         )
+        if recipe.eta and bank is None and trajectory.uncond is None:
+            recorded = trajectory.denoised is not None
+            known = recipe.source if recorded else guided_key(source, negative, source_cfg)
+            if known == guided_key(target, negative, cfg):  # nothing is edited: nothing is run
+                branches = replace(branches, source=branches.target)
         return Edit(
             trajectory,
             branches,
@@ -214,7 +262,37 @@ class DiffusersUNet:
             bank=bank,
             mask=mask,
             keep_source=keep_source,
+            proximal=proximal,
         )
+
+
+def limits(
+    settings: Proximal | None, cfg: float
+) -> tuple[ProximalGuidance | None, Mix | None, Mix | None]:
+    """Proximal guidance for one edit, and how it guides the target and any other row."""
+    check_guided(settings, cfg)
+    if settings is None:
+        return None, None, None
+    made = ProximalGuidance(settings)
+    return made, made.mix, made.mix_source
+
+
+def bank_along(
+    trajectory: Trajectory, source: Prompt, control: Control | None, correction: Correction
+) -> Bank | None:
+    """The bank of a control, with the inversion's features where they are this source's."""
+    if control is None:
+        return None
+    kept = trajectory.features
+    on_chain = correction_along(trajectory, correction).on_chain
+    same = kept is not None and kept.key == source.key
+    return Bank(control, trajectory.steps, kept if on_chain and same else None)
+
+
+def guided_key(prompt: Prompt, negative: Prompt | None, cfg: float) -> str:
+    """What tells a guided denoiser from others of one model, as text."""
+    shown = [prompt] if cfg == 1 or negative is None else [prompt, negative]
+    return " ".join([f"{cfg:g}", *(p.key for p in shown)])
 
 
 def with_uncond(negative: Prompt, trajectory: Trajectory) -> Prompt | PromptAt:
@@ -224,13 +302,26 @@ def with_uncond(negative: Prompt, trajectory: Trajectory) -> Prompt | PromptAt:
     return lambda sigma: replace(negative, embedding=trajectory.uncond_at(sigma))
 
 
-def _conditions(prompts: list[Prompt], images: int) -> dict[str, Any]:
+def with_values(prompt: Prompt, trajectory: Trajectory, window: float = 1.0) -> Prompt | PromptAt:
+    """A prompt, its values mapped by a trajectory's own mapping where that has one.
+
+    Args:
+        prompt: Of the source or the target.
+        trajectory: Carries the mapping.
+        window: See `Trajectory.values_at`.
+    """
+    if trajectory.values is None:
+        return prompt
+    return lambda sigma: replace(prompt, values=trajectory.values_at(sigma, window=window))
+
+
+def _conditions(prompts: list[Prompt], images: int, dtype: torch.dtype) -> dict[str, Any]:
     """The UNet's text arguments for `images` rows per prompt."""
-    embeddings = torch.cat([p.embedding.expand(images, -1, -1) for p in prompts])
+    embeddings = torch.cat([p.embedding.expand(images, -1, -1) for p in prompts]).to(dtype)
     if not prompts[0].added:
         return {"encoder_hidden_states": embeddings}
     added = {
-        key: torch.cat([p.added[key].expand(images, -1) for p in prompts])
+        key: torch.cat([p.added[key].expand(images, -1) for p in prompts]).to(dtype)
         for key in prompts[0].added
     }
     return {"encoder_hidden_states": embeddings, "added_cond_kwargs": added}

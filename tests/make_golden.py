@@ -11,6 +11,9 @@ float64 and stored in float32: the files depend on the seeds alone.
 References:
     Hertz et al. 2022, Prompt-to-Prompt Image Editing with Cross Attention Control, arXiv:2208.01626
     Ju et al. 2023, Direct Inversion, arXiv:2310.01506, algorithm 1
+    Mokady et al. 2022, Null-text Inversion, arXiv:2211.09794
+    Miyake et al. 2023, Negative-prompt Inversion, arXiv:2305.16807
+    Han et al. 2023, Proximal Guidance, arXiv:2306.05414
 """
 
 import json
@@ -291,10 +294,12 @@ class Run:
     settings: dict
     x0: torch.Tensor
     nfe: dict = field(default_factory=dict)
+    nulls: dict = field(default_factory=dict)
 
     def noise(self, z, t, prompts, part):
         """Predicted noise of every row; `part` is the account its cost goes to."""
-        embedding = torch.cat([encode(text)[2] for text in prompts]).to(z)
+        known = [text if isinstance(text, torch.Tensor) else encode(text)[2] for text in prompts]
+        embedding = torch.cat([e.to(z) for e in known])
         spent = self.nfe.setdefault(part, {"forwards": 0, "samples": 0})
         spent["forwards"] += 1
         spent["samples"] += len(z)
@@ -303,8 +308,18 @@ class Run:
     def guided(self, z, t, part):
         """Guided noise of [source, target]."""
         texts = self.settings["prompt_src"], self.settings["prompt_tar"]
-        uncond, cond = self.noise(torch.cat([z, z]), t, ["", "", *texts], part).chunk(2)
-        return uncond + self.settings["guidance_scale"] * (cond - uncond)
+        negative = texts[0] if "negative-prompt" in self.settings["method"] else ""
+        negative = self.nulls.get(t, negative)
+        rows = [negative, negative, *texts]
+        uncond, cond = self.noise(torch.cat([z, z]), t, rows, part).chunk(2)
+        return uncond + self.settings["guidance_scale"] * self.limited(cond - uncond)
+
+    def limited(self, difference):
+        """Proximal guidance by the released "l0": one quantile over both rows."""
+        if self.settings.get("prox") is None:
+            return difference
+        threshold = difference.abs().quantile(self.settings["quantile"])
+        return difference - difference.clamp(-threshold, threshold)
 
     def level(self, t):
         """Cumulative alpha of a timestep; below the lowest one it is the final level."""
@@ -337,6 +352,31 @@ class Run:
             noise = self.guided(z, t, "inversion")
             missed.append(target - self.move(noise, self.level(t), self.level(self.below(t)), z))
         return torch.stack(missed)
+
+    def learn_nulls(self, latents):
+        """Null-text inversion: by timestep, the embedding in the place of the empty prompt."""
+        watch(self.unet, None)
+        prompt, scale = self.settings["prompt_src"], self.settings["guidance_scale"]
+        z, null = latents[-1], encode("")[2].to(latents)
+        for i, t in enumerate(self.settings["timesteps"]):
+            null = null.clone().requires_grad_()
+            optimizer = torch.optim.Adam([null], lr=1e-2 * (1 - i / 100))
+            levels = self.level(t), self.level(self.below(t))
+            cond = self.noise(z, t, [prompt], "inversion")
+            for _ in range(self.settings["num_inner_steps"]):
+                with torch.enable_grad():
+                    uncond = self.noise(z, t, [null], "inversion")
+                    moved = self.move(uncond + scale * (cond - uncond), *levels, z)
+                    loss = torch.nn.functional.mse_loss(moved, latents[-2 - i])
+                    (null.grad,) = torch.autograd.grad(loss, null)
+                optimizer.step()
+                if loss.item() < self.settings["early_stop_epsilon"] + i * 2e-5:
+                    break
+            null = null.detach()
+            self.nulls[t] = null
+            both = self.noise(torch.cat([z, z]), t, [null, prompt], "inversion")
+            uncond, cond = both.chunk(2)
+            z = self.move(uncond + scale * (cond - uncond), *levels, z)
 
     def edit(self, start, offsets, controller):
         """[N+1, 2, ...] source and target, the source moved by its offsets where there are any."""
@@ -378,6 +418,17 @@ def run_uncorrected(run):
     return edited(run, latents[-1], None)
 
 
+def run_negative_prompt(run):
+    return edited(run, run.invert()[-1], None)
+
+
+def run_null_text(run):
+    latents = run.invert()
+    run.learn_nulls(latents)
+    nulls = torch.stack([run.nulls[t] for t in run.settings["timesteps"]])
+    return edited(run, latents[-1], None) | {"uncond_embeddings": nulls}
+
+
 def edited(run, start, offsets):
     """The edit, and proof that its control matters: the same without it ends elsewhere."""
     visited = run.edit(start, offsets, make_controller(run.settings))
@@ -400,6 +451,7 @@ EDIT = {
     "eq_params": None,
 }
 P2P = "PnPInversion directinversion+p2p"
+NPI = "PnPInversion negative-prompt-inversion"
 
 #: Name: the loop, the latent (seed, or seed and size), and the settings that differ.
 CASES = {
@@ -455,6 +507,39 @@ CASES = {
             "prompt_src": PROMPTS["flowers"],
             "prompt_tar": PROMPTS["src"],
             "cross_replace_steps": {"default_": 0.7},
+        },
+    ),
+    "nti_p2p_replace": (
+        run_null_text,
+        (1,),
+        EDIT
+        | {
+            "method": "PnPInversion null-text-inversion+p2p",
+            "prompt_tar": PROMPTS["longer"],
+            "steps": 6,
+            "num_inner_steps": 3,
+            "early_stop_epsilon": 0.0655,  # some steps stop early
+        },
+    ),
+    "npi_p2p_replace": (
+        run_negative_prompt,
+        (1,),
+        EDIT | {"method": f"{NPI}+p2p (prox None)", "prompt_tar": PROMPTS["longer"]},
+    ),
+    "npi_proximal_l0_refine": (
+        run_negative_prompt,
+        (1,),
+        EDIT
+        | {
+            "method": f"{NPI}+proximal-guidance",
+            "prompt_tar": PROMPTS["refine"],
+            "is_replace_controller": False,
+            "prox": "l0",
+            "quantile": 0.75,
+            "steps": 6,
+            "recon_lr": 1,
+            "recon_t": 400,
+            "dilate_mask": 1,
         },
     ),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from palimpsest.benchmarks import golden, parity
+from palimpsest.benchmarks import golden, parity, parity_edit
 from palimpsest.benchmarks.parity import main
 from safetensors.torch import load_file, save_file
 
@@ -15,7 +15,8 @@ TESTS = Path(__file__).resolve().parents[1]
 QUICK, MODEL = TESTS / "data" / "quick", TESTS / "data" / "model"
 
 #: Our rows and the published ones: N up, N x 2 down, and N x .6 source rows for the self window
-#: (twice that, guided, and to the end, where the source drifts); published 5 N and 4 N, or 3 N.
+#: (twice that, guided, and to the end, where the source drifts, but once where its two halves are
+#: one); published 5 N and 4 N, or 3 N, or N.
 ROWS = {
     "ddim_inversion": (8, 8),
     "ddim_p2p_replace": (8 + 16 + 16, 56),
@@ -23,6 +24,9 @@ ROWS = {
     "di_p2p_replace": (8 + 16 + 4, 72),
     "di_p2p_reweight": (6 + 12 + 3, 54),
     "directinversion_inv_replace": (5 + 20, 25),
+    "nti_p2p_replace": (6 + 6 + 16 + 6 + 12 + 3, 64),  # 16 inner steps; published 2 rows at a step
+    "npi_p2p_replace": (8 + 16 + 8, 40),
+    "npi_proximal_l0_refine": (6 + 12 + 6, 30),
 }
 
 
@@ -55,6 +59,8 @@ TENSORS = {
     "di_p2p_replace": "final",
     "di_p2p_refine": "traj",
     "ddim_p2p_replace": "final",
+    "npi_p2p_replace": "traj",
+    "npi_proximal_l0_refine": "final",
 }
 
 
@@ -65,6 +71,25 @@ def test_a_tensor_that_is_a_thousandth_off_fails(copy, name, capsys):
     save_file({**tensors, key: tensors[key] * 1.001}, file)
     assert run(copy, "--only", name) == 1
     assert lines_of(capsys.readouterr().out)[name][0] == pytest.approx(1e-3, rel=0.1)
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1.009, 0), (1.02, 1)])
+def test_null_text_is_given_a_hundredth(copy, factor, status):
+    file = copy / "nti_p2p_replace.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "traj": tensors["traj"] * factor}, file)
+    assert run(copy, "--only", "nti_p2p_replace") == status
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_inner_steps": 0}, {"early_stop_epsilon": 1.0}, {"guidance_scale": 7.0}],
+    ids=str,
+)
+def test_every_setting_of_null_text_is_read(copy, change):
+    file = copy / "nti_p2p_replace.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert run(copy, "--only", "nti_p2p_replace") == 1
 
 
 @pytest.mark.parametrize("row", [0, 1], ids=["source", "target"])
@@ -91,6 +116,8 @@ SETTINGS = {
     "di_p2p_refine": {"cross_replace_steps": {"default_": 0.8, "flowers": 1.0}},
     "di_p2p_reweight": {"eq_params": {"words": ["blue"], "values": [4]}},
     "ddim_p2p_replace": {"guidance_scale": 7.4},
+    "npi_p2p_replace": {"prox": "l0", "quantile": 0.6},
+    "npi_proximal_l0_refine": {"quantile": 0.7},
 }
 
 
@@ -103,12 +130,30 @@ def test_every_setting_of_a_case_is_read(copy, name):
 
 def test_the_tail_after_a_replaced_word_stays_where_the_published_code_leaves_it(monkeypatch):
     """Both pairs under Replace have unequal token counts, or this switch would change nothing."""
-    moved = parity.rewrite_prompt
+    moved = parity_edit.rewrite_prompt
     monkeypatch.setattr(
-        parity, "rewrite_prompt", lambda *a, **k: moved(*a, **k | {"published_tail": False})
+        parity_edit, "rewrite_prompt", lambda *a, **k: moved(*a, **k | {"published_tail": False})
     )
     assert run(QUICK, "--only", "di_p2p_replace") == 1
     assert run(QUICK, "--only", "ddim_p2p_replace") == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"prox": None}, {"prox": "l1"}, {"quantile": -0.5}, {"npi_interp": 0.2}],
+    ids=str,
+)
+def test_every_setting_of_proximal_guidance_is_read(copy, change):
+    file = copy / "npi_proximal_l0_refine.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert run(copy, "--only", "npi_proximal*") == 1
+
+
+def test_an_unknown_threshold_is_named(copy, capsys):
+    file = copy / "npi_proximal_l0_refine.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prox": "l2"}))
+    assert run(copy, "--only", "npi_proximal*") == 1
+    assert "has the threshold l2, known are l0, l1" in capsys.readouterr().err
 
 
 def test_cross_windows_may_be_one_number_as_the_published_code_allows(copy):

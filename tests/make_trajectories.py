@@ -1,0 +1,90 @@
+"""Write a trajectory of every method as a file of today's format, for tests of tomorrow.
+
+    python tests/make_trajectories.py [NAME,...]
+
+Run by hand when a format number is new, from a checkout whose .dev exists. Files that are there are
+left alone: what a version wrote is the promise. Those of format 1 were written by the version that
+introduced it.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = ROOT / "tests" / "data" / "trajectories"
+SOURCE, CFG, STEPS, STRENGTH = "a red heart on grass", 3.0, 3, 0.5
+
+
+def make_all() -> dict:
+    """A function for each file that makes its trajectory."""
+    from dataclasses import replace
+
+    import torch
+    from palimpsest.hosts.comfy_edict import invert_edict
+    from palimpsest.hosts.comfy_inversion import Picture
+    from palimpsest.hosts.comfy_models import load_folder
+    from palimpsest.hosts.comfy_negative_prompt import invert_negative_prompt
+    from palimpsest.hosts.comfy_noise_space import invert_noise
+    from palimpsest.hosts.comfy_null_text import invert_null_text
+    from palimpsest.hosts.comfy_style_diffusion import invert_style_diffusion
+    from palimpsest.hosts.comfy_trajectory import schedule
+    from palimpsest.pipelines.inversion.noise_space import EDIT_FRIENDLY, cycle_diffusion
+    from palimpsest.pipelines.inversion.null_text import NullText
+    from palimpsest.pipelines.inversion.style_diffusion import Fitting
+    from palimpsest.pipelines.proximal import Proximal
+
+    demo = load_folder(ROOT / "demo" / "weights")
+    source, negative = (
+        demo.clip.encode_from_tokens_scheduled(demo.clip.tokenize(t)) for t in (SOURCE, "")
+    )
+    latent = torch.randn(1, 4, 4, 6, generator=torch.Generator().manual_seed(0))
+    levels = schedule(demo.model, "simple", STEPS, STRENGTH)
+
+    def picture(cfg: float) -> Picture:
+        return Picture(demo.model, source, negative, latent, levels, cfg, "make_trajectories")
+
+    def limited() -> object:
+        chain = invert_negative_prompt(picture(1.0))[0]
+        return replace(chain, recipe=replace(chain.recipe, proximal=Proximal()))
+
+    learned, fitted = NullText(CFG, inner_steps=2), Fitting(6, cfg=CFG)
+    return {
+        "negative_prompt": lambda: invert_negative_prompt(picture(1.0))[0],
+        "proximal": limited,
+        "null_text": lambda: invert_null_text(picture(1.0), learned)[0],
+        "style_diffusion": lambda: invert_style_diffusion(picture(CFG), fitted)[0],
+        "edict": lambda: invert_edict(picture(CFG))[0],
+        "edit_friendly": lambda: invert_noise(picture(1.0), EDIT_FRIENDLY, seed=1)[0],
+        "cyclediffusion": lambda: invert_noise(picture(CFG), cycle_diffusion(), seed=1)[0],
+    }
+
+
+def main(names: list[str]) -> None:
+    """Write the files that lack."""
+    import torch
+    from palimpsest.pipelines.trajectory import to_tensors
+    from safetensors.torch import save_file
+
+    for name, make in make_all().items():
+        if names and name not in names:
+            continue
+        with torch.inference_mode():
+            tensors, about = to_tensors(make())
+        path = FILES / f"format_{about['palimpsest_trajectory']}_{name}.safetensors"
+        if not path.exists():
+            save_file(tensors, path, about)
+
+
+if __name__ == "__main__":
+    sys.path[:] = [
+        entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, ROOT / "tests")
+    ]
+    dev = runpy.run_path(str(ROOT / "dev.py"))
+    dev["load_package"]()
+    sys.path.insert(0, str(dev["comfy_path"]()))
+    arguments, sys.argv = sys.argv[1:], [sys.argv[0], "--cpu"]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    main(",".join(arguments).split(",") if arguments else [])
