@@ -359,13 +359,18 @@ def demo() -> int:
 
 
 def test(*arguments: str) -> int:
-    """Run the named groups of tests, or all."""
+    """Run the named groups of tests, or all; several groups on two workers, a server for each."""
     named = list(itertools.takewhile(GROUPS.__contains__, arguments))
     groups = named or GROUPS
     if "browser" in groups:
         need_chromium()
     folders = [f"tests/{group}" for group in groups]
-    return run([python(), "-m", "pytest", *folders, *arguments[len(named) :]])
+    own, threads = arguments[len(named) :], {}
+    if len(folders) > 1:
+        # Two workers that compute with two threads each would starve one another.
+        own = ("-n", "2", "--dist", "loadfile", *own)
+        threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    return run([python(), "-m", "pytest", *folders, *own], env={**threads, **os.environ})
 
 
 def comfy() -> int:

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    compare,
     control,
     drag,
     drag_points,
@@ -10,6 +11,12 @@ from . import (
     identity,
     inpaint,
     invert,
+    invert_cyclediffusion,
+    invert_edict,
+    invert_edit_friendly,
+    invert_negative_prompt,
+    invert_null_text,
+    invert_style_diffusion,
     load,
     sde,
     sdedit,
@@ -25,6 +32,12 @@ class PalimpsestExtension(ComfyExtension):
         return [
             *load.NODES,
             *invert.NODES,
+            *invert_null_text.NODES,
+            *invert_edict.NODES,
+            *invert_negative_prompt.NODES,
+            *invert_style_diffusion.NODES,
+            *invert_edit_friendly.NODES,
+            *invert_cyclediffusion.NODES,
             *control.NODES,
             *edit.NODES,
             *sdedit.NODES,
@@ -34,4 +47,5 @@ class PalimpsestExtension(ComfyExtension):
             *drag.NODES,
             *identity.NODES,
             *trajectory.NODES,
+            *compare.NODES,
         ]

@@ -3,8 +3,10 @@
 from comfy_api.latest import io
 
 from ..hosts.comfy_editing import BoundControl
-from ..hosts.comfy_prompt import prompt_tokens
+from ..hosts.comfy_prompt import encode_batch, prompt_tokens
+from ..pipelines.attention.prompt_batch import rewrite_prompts
 from ..pipelines.attention.prompt_to_prompt import parse_weights, rewrite_prompt
+from ..pipelines.errors import PalimpsestError
 from .wires import Control
 
 
@@ -75,6 +77,14 @@ class PromptToPrompt(io.ComfyNode):
                     tooltip="Strength of single words of the target, one `word: factor` per line, "
                     "for example `blue: 2`. They act during the cross window.",
                 ),
+                io.Boolean.Input(
+                    "one_per_line",
+                    default=False,
+                    optional=True,
+                    tooltip="Every line of target is a prompt of its own: Edit makes all of them "
+                    "at once, as a batch, from one picture.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 Control.Output(display_name="control", tooltip="For Edit's control input."),
@@ -89,20 +99,42 @@ class PromptToPrompt(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip, source, target, mode, cross_window, self_window, weights=""
+        cls,
+        clip,
+        source,
+        target,
+        mode,
+        cross_window,
+        self_window,
+        weights="",
+        one_per_line=False,
     ) -> io.NodeOutput:
-        control = rewrite_prompt(
-            prompt_tokens(clip, source),
-            prompt_tokens(clip, target),
-            mode=mode,
-            cross_window=(0.0, cross_window),
-            self_window=(0.0, self_window),
-            weights=parse_weights(weights),
-        )
-        before, after = (
-            clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (source, target)
-        )
+        prompts = _lines(target) if one_per_line else [target]
+        first, *others = (prompt_tokens(clip, prompt) for prompt in prompts)
+        wishes = {
+            "mode": mode,
+            "cross_window": (0.0, cross_window),
+            "self_window": (0.0, self_window),
+            "weights": parse_weights(weights),
+        }
+        words = prompt_tokens(clip, source)
+        if others:
+            control = rewrite_prompts(words, [first, *others], **wishes)
+        else:
+            control = rewrite_prompt(words, first, **wishes)
+        before, after = encode_batch(clip, [source]), encode_batch(clip, prompts)
         return io.NodeOutput(BoundControl(control, before[0][0], after[0][0]), before, after)
+
+
+def _lines(text: str) -> list[str]:
+    """The prompts of a text that has one on each line."""
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise PalimpsestError(
+            "The target has no line with a prompt: write one prompt per line, or set one_per_line "
+            "off to edit with an empty prompt."
+        )
+    return prompts
 
 
 NODES = [PromptToPrompt]

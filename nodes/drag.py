@@ -8,7 +8,8 @@ from comfy_api.latest import io, ui
 from ..hosts.comfy_drag import Drag, DragPath, DragRequest, paste_on_latent, start_drag
 from ..hosts.comfy_graph import show_in_node
 from ..hosts.comfy_levels import part_of_schedule
-from ..hosts.comfy_pictures import as_picture, save_picture
+from ..hosts.comfy_pictures import save_picture
+from ..hosts.sheet import as_picture
 from ..pipelines.copy_paste import Brush
 from .inputs import LATENT_OUT, schedule_inputs, seed_input
 from .wires import Points, report

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..hosts.comfy_editing import EditRequest, edit, reconstruction_text
+from ..hosts.comfy_editing import EditRequest, cost_text, edit, reconstruction_text
 from ..hosts.comfy_graph import is_wired
 from ..hosts.comfy_guider import EditGuider
 from ..pipelines.editing import ADD_SOURCE, ADD_TARGET, UNCORRECTED, Correction
@@ -40,13 +40,14 @@ def _inputs(corrections: list[str]) -> list[io.Input]:
                 if len(corrections) > 2
                 else "."
             )
-            + " Not read where the trajectory is noise (Edit Friendly, Cycle-SDE): that is "
-            "repeated.",
+            + " Not read where the trajectory is noise (Edit Friendly, CycleDiffusion, Cycle-SDE), "
+            "which is repeated, or EDICT's, which leads back by itself.",
         ),
         Control.Input(
             "control",
             optional=True,
-            tooltip="From Prompt-to-Prompt: keeps the layout. Without it only the prompt changes.",
+            tooltip="From Prompt-to-Prompt (SD 1.x, 2.x, SDXL): keeps the layout. Without it only "
+            "the prompt changes.",
         ),
         io.Mask.Input(
             "mask",
@@ -103,6 +104,10 @@ class Edit(io.ComfyNode):
                     tooltip="The source as the edit saw it: exact under direct inversion, drifted "
                     "under none. Costs extra rows only where it drifts and is connected.",
                 ),
+                io.String.Output(
+                    display_name="cost",
+                    tooltip="UNet rows and seconds of inversion and edit, in words: for Compare.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             has_intermediate_output=True,
@@ -144,8 +149,11 @@ class Edit(io.ComfyNode):
         latent, kept, spent = edit(request)
         text = f"{spent.rows} UNet rows, {spent.seconds:.1f} s"
         text += f"\nreconstruction: {reconstruction_text(kept, trajectory.origin)}"
+        if trajectory.partner is not None:
+            text += "\ncorrection is not read: the chains of EDICT lead back by themselves"
         blocked = ExecutionBlocker(None) if kept is None else {"samples": kept}
-        return io.NodeOutput({"samples": latent}, blocked, ui=report(spent, text))
+        cost = cost_text(spent, trajectory.recipe)
+        return io.NodeOutput({"samples": latent}, blocked, cost, ui=report(spent, text))
 
 
 class EditGuiderNode(io.ComfyNode):

@@ -77,6 +77,19 @@ def seed_input() -> io.Input:
     )
 
 
+def levels_at_once_input() -> io.Input:
+    """How many stages of the source go into one call of the model."""
+    return io.Int.Input(
+        "source_batch",
+        default=8,
+        min=1,
+        max=256,
+        tooltip="Stages of the source that go through the model in one call: more is faster and "
+        "takes more memory.",
+        advanced=True,
+    )
+
+
 def told(spent: Spent, steps: int, more: str = "") -> dict[str, list]:
     """What a node says of its run."""
     text = f"{steps} steps, {spent.rows} UNet rows, {spent.seconds:.1f} s{more}"

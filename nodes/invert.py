@@ -2,9 +2,15 @@
 
 from comfy_api.latest import io
 
-from ..hosts.comfy_inversion import invert_ddim
+from ..hosts.comfy_checks import check_owner
+from ..hosts.comfy_editing import BoundControl
+from ..hosts.comfy_features import MIB, feature_store, features_text
+from ..hosts.comfy_inversion import Picture, invert_ddim
+from ..pipelines.attention.features import FeatureRecorder
 from ..pipelines.errors import PalimpsestError
+from ..pipelines.solvers import averaged, fixed_point
 from .inverting import CATEGORY, SIGMAS_IN, inverted, outputs, picture_inputs, picture_of
+from .wires import Control
 
 
 class InvertDDIM(io.ComfyNode):
@@ -62,6 +68,38 @@ class InvertDDIM(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="Only needed where cfg is not 1."
                 ),
+                io.Boolean.Input(
+                    "averaging",
+                    default=False,
+                    optional=True,
+                    tooltip="Average what the refinement visits, as ReNoise does, in place of "
+                    "accelerating it. Read with a refinement of 1 or more.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "source_features",
+                    options=["off", "memory", "disk"],
+                    default="off",
+                    optional=True,
+                    tooltip="Keep what the control is going to read of the source, so that Edit "
+                    "need not run the source again. Needs the control and convention current.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "feature_budget",
+                    default=1024,
+                    min=1,
+                    max=1_000_000,
+                    optional=True,
+                    tooltip="MiB that the source features may take. Where they take more, none "
+                    "are kept, the node says how much it would be, and Edit works as usual.",
+                    advanced=True,
+                ),
+                Control.Input(
+                    "control",
+                    optional=True,
+                    tooltip="The one that Edit will use; only read to keep source features.",
+                ),
             ],
             outputs=outputs(),
             has_intermediate_output=True,
@@ -81,6 +119,10 @@ class InvertDDIM(io.ComfyNode):
         refinement,
         sigmas=None,
         negative=None,
+        averaging=False,
+        source_features="off",
+        feature_budget=1024,
+        control=None,
     ) -> io.NodeOutput:
         if cfg != 1 and negative is None:
             raise PalimpsestError(
@@ -90,8 +132,33 @@ class InvertDDIM(io.ComfyNode):
         picture = picture_of(
             "Invert (DDIM)", model, positive, negative, latent, levels, sigmas, cfg=cfg
         )
-        trajectory, spent = invert_ddim(picture, convention=convention, refinement=refinement)
-        return inverted(model, trajectory, spent)
+        recorder = _recorder(picture, control, source_features, feature_budget)
+        trajectory, spent = invert_ddim(
+            picture,
+            convention=convention,
+            refinement=refinement,
+            solve=averaged if averaging else fixed_point,
+            recorder=recorder,
+        )
+        told = ""
+        if recorder is not None:
+            told = features_text(recorder.needed, recorder.budget, source_features)
+        return inverted(model, trajectory, spent, told)
+
+
+def _recorder(
+    picture: Picture, control: BoundControl | None, place: str, budget: int
+) -> FeatureRecorder | None:
+    """What keeps the source features of an inversion, if they are wanted."""
+    if place == "off":
+        return None
+    if control is None:
+        raise PalimpsestError(
+            f"source_features is {place}, but no control is connected: connect the control that "
+            "Edit will use, or set source_features to off."
+        )
+    check_owner(control.source, picture.positive, "positive")
+    return FeatureRecorder(control.control, picture.sigmas, budget * MIB, feature_store(place))
 
 
 NODES = [InvertDDIM]

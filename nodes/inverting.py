@@ -1,5 +1,6 @@
 """Inputs and outputs that all inversions have in common, so that one can stand for another."""
 
+from dataclasses import replace
 from typing import Any
 
 import comfy.samplers
@@ -12,6 +13,7 @@ from ..hosts.comfy_checks import refuse_noise_mask
 from ..hosts.comfy_editing import Spent
 from ..hosts.comfy_inversion import Picture
 from ..hosts.comfy_trajectory import noise_of_trajectory, schedule
+from ..pipelines.errors import PalimpsestError
 from ..pipelines.trajectory import Trajectory as Chain
 from .wires import Trajectory, report
 
@@ -19,12 +21,16 @@ CATEGORY = "palimpsest/invert"
 
 
 def picture_inputs(
-    *, steps: int = 50, model: str = "The model that shall edit the picture, LoRA included."
+    *,
+    steps: int = 50,
+    strength: float = 1.0,
+    model: str = "The model that shall edit the picture, LoRA included.",
 ) -> list[io.Input]:
     """The picture and its levels; every inversion begins with these.
 
     Args:
         steps: Default of the input of that name.
+        strength: Likewise.
         model: Tooltip that says which models the method takes.
     """
     return [
@@ -49,7 +55,7 @@ def picture_inputs(
         ),
         io.Float.Input(
             "strength",
-            default=1.0,
+            default=strength,
             min=0.01,
             max=1.0,
             step=0.01,
@@ -64,6 +70,18 @@ SIGMAS_IN = io.Sigmas.Input(
     optional=True,
     tooltip="Stages from a scheduler node; wins over steps, scheduler, strength.",
 )
+
+
+def need_negative(cfg: float, negative: Conditioning | None, name: str = "cfg") -> None:
+    """Refuse guidance without its other end.
+
+    Raises:
+        PalimpsestError: Naming the input.
+    """
+    if cfg != 1 and negative is None:
+        raise PalimpsestError(
+            f"{name} is {cfg}, which needs a negative: connect one, or set {name} to 1."
+        )
 
 
 def outputs() -> list[io.Output]:
@@ -110,12 +128,13 @@ def picture_of(
         cfg: Guidance of the inversion.
     """
     refuse_noise_mask(latent, "Edit")
+    steps, scheduler, strength = levels
     return Picture(
         model,
         positive,
         positive if negative is None else negative,
         latent["samples"],
-        schedule(model, *levels) if sigmas is None else sigmas,
+        schedule(model, scheduler, steps, strength) if sigmas is None else sigmas,
         cfg,
         feature,
     )
@@ -130,6 +149,8 @@ def inverted(model: ModelPatcher, trajectory: Chain, spent: Spent, more: str = "
         spent: What it cost.
         more: A further line of text.
     """
+    recipe = replace(trajectory.recipe, seconds=round(spent.seconds, 2))
+    trajectory = replace(trajectory, recipe=recipe)
     text = f"{trajectory.steps} steps, {spent.rows} UNet rows, {spent.seconds:.1f} s"
     return io.NodeOutput(
         trajectory,

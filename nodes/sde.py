@@ -10,6 +10,7 @@ from .inputs import (
     PROCESSES,
     TRAJECTORY_OUT,
     cfg_input,
+    levels_at_once_input,
     process_input,
     schedule_inputs,
     seed_input,
@@ -31,18 +32,6 @@ def _prompts() -> list[io.Input]:
     ]
 
 
-def _levels_at_once() -> io.Input:
-    return io.Int.Input(
-        "source_batch",
-        default=8,
-        min=1,
-        max=256,
-        tooltip="Stages of the source that go through the model in one call: more is faster and "
-        "takes more memory.",
-        advanced=True,
-    )
-
-
 class CycleSDE(io.ComfyNode):
     """Image-to-image by prompt along the picture's own noise."""
 
@@ -62,7 +51,7 @@ class CycleSDE(io.ComfyNode):
                 cfg_input(1.0, "Guidance of the source. 1 costs half.", name="source_cfg"),
                 process_input(),
                 seed_input(),
-                _levels_at_once(),
+                levels_at_once_input(),
                 io.Latent.Input(
                     "latent",
                     optional=True,
@@ -169,7 +158,7 @@ class DiffEdit(io.ComfyNode):
                     tooltip="At which part of the noise they are compared.",
                     advanced=True,
                 ),
-                _levels_at_once(),
+                levels_at_once_input(),
                 io.Mask.Input(
                     "mask",
                     optional=True,

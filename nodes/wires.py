@@ -7,6 +7,7 @@ from ..hosts.comfy_editing import Spent
 Trajectory = io.Custom("PALIMPSEST_TRAJECTORY")
 Control = io.Custom("PALIMPSEST_CONTROL")
 Points = io.Custom("PALIMPSEST_POINTS")
+Comparison = io.Custom("PALIMPSEST_COMPARISON")
 
 
 def report(spent: Spent, text: str) -> dict[str, list]:

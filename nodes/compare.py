@@ -1,0 +1,85 @@
+"""The node that puts methods side by side."""
+
+from comfy_api.latest import io
+
+from ..hosts.comfy_compare import CompareRequest, compare, comparison_sheet
+from .wires import Comparison
+
+CATEGORY = "palimpsest/compare"
+
+
+class Compare(io.ComfyNode):
+    """A row of a sheet for every method."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestCompare",
+            display_name="Compare",
+            category=CATEGORY,
+            description="Puts source, reconstruction and edit of one method into a row of a "
+            "labelled sheet, with what they cost and how near they are to the source. Chain one "
+            "node per method, and preview the sheet of the last.",
+            search_aliases=["comparison", "grid", "xy plot", "psnr", "benchmark", "side by side"],
+            inputs=[
+                io.Vae.Input("vae", tooltip="The VAE of the model."),
+                io.Image.Input("source", tooltip="The picture that was encoded and inverted."),
+                io.Latent.Input("edit", tooltip="From Edit: the edited picture."),
+                io.String.Input("label", default="DDIM", tooltip="What the row is called."),
+                io.Latent.Input(
+                    "reconstruction",
+                    optional=True,
+                    tooltip="From Edit: the source as the edit saw it. Without it a cell is empty.",
+                ),
+                io.String.Input(
+                    "cost",
+                    optional=True,
+                    force_input=True,
+                    tooltip="From Edit: what inversion and edit took.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White where the picture may change: the edit is then measured where "
+                    "it is black. Changes nothing in the pictures.",
+                ),
+                Comparison.Input(
+                    "comparison", optional=True, tooltip="From another Compare: the rows above."
+                ),
+            ],
+            outputs=[
+                Comparison.Output(
+                    display_name="comparison", tooltip="All rows so far, for another Compare."
+                ),
+                io.Image.Output(display_name="sheet", tooltip="The labelled sheet of all rows."),
+            ],
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        vae,
+        source,
+        edit,
+        label,
+        reconstruction=None,
+        cost=None,
+        mask=None,
+        comparison=(),
+    ) -> io.NodeOutput:
+        request = CompareRequest(
+            vae,
+            source,
+            None if reconstruction is None else reconstruction["samples"],
+            edit["samples"],
+            label,
+            cost or "",
+            mask,
+        )
+        rows = compare(request, comparison)
+        told = "\n".join(line.replace("\t", " ") for line in rows[-1].lines[1:])
+        return io.NodeOutput(rows, comparison_sheet(rows), ui={"palimpsest_text": [told]})
+
+
+NODES = [Compare]
