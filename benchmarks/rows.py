@@ -9,18 +9,28 @@ run, on the small model of the tests. With --write the table goes to benchmarks/
 import argparse
 import datetime
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from ..hosts.diffusers_edict import edict_sigmas, invert_edict
+from ..hosts.diffusers_noise_space import invert_noise
+from ..hosts.diffusers_null_text import invert_null_text
 from ..hosts.diffusers_sde import Drags, sde_drag
+from ..hosts.diffusers_style_diffusion import invert_style_diffusion
+from ..pipelines.attention.features import FeatureRecorder
 from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
 from ..pipelines.copy_paste import Brush
 from ..pipelines.denoiser import RowCount
 from ..pipelines.editing import DIRECT_INVERSION, UNCORRECTED, Correction
+from ..pipelines.inversion.negative_prompt import negative_prompt
+from ..pipelines.inversion.noise_space import EDIT_FRIENDLY
+from ..pipelines.inversion.null_text import NullText
+from ..pipelines.inversion.style_diffusion import Fitting
 from ..pipelines.trajectory import Trajectory
 from .golden import Folder, open_folder
 from .machine import describe_machine
+from .parity_edit_friendly import Windows
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "rows.md"
@@ -73,6 +83,77 @@ def whole(picture: Picture, correction: Correction, *, keep_source: bool = False
     return picture.rows + edit(picture, correction, keep_source=keep_source)
 
 
+def kept_features(picture: Picture) -> int:
+    """Rows of an inversion that keeps what the control reads, and of its first edit."""
+    unet, rows = picture.folder.unet, RowCount()
+    source, target = map(picture.folder.prompt, (SOURCE, TARGET))
+    sigmas, control = picture.trajectory.sigmas, rewrite_prompt(source.tokens, target.tokens)
+    recorder = FeatureRecorder(control, sigmas, 2**30, Shelf())
+    x0 = picture.trajectory.origin
+    trajectory = unet.invert(x0, source, sigmas, convention="current", recorder=recorder, rows=rows)
+    return whole(replace(picture, trajectory=trajectory, rows=rows.rows), DIRECT_INVERSION)
+
+
+class Shelf(dict):
+    """Features in a dictionary."""
+
+    write, read = dict.__setitem__, dict.__getitem__
+
+
+def negative(picture: Picture) -> int:
+    """Rows of Negative-prompt inversion and its first edit, as published: the source drifts."""
+    prompt = picture.folder.prompt(SOURCE)
+    trajectory = negative_prompt(picture.trajectory, prompt.embedding)
+    return whole(replace(picture, trajectory=trajectory), UNCORRECTED)
+
+
+def null_text(picture: Picture, *, inner_steps: int) -> int:
+    """Rows of Null-text inversion, its inner steps among them, and its first edit."""
+    unet, rows = picture.folder.unet, RowCount()
+    prompt, empty = map(picture.folder.prompt, (SOURCE, ""))
+    x0, sigmas = picture.trajectory.origin, picture.trajectory.sigmas
+    settings = NullText(inner_steps=inner_steps, epsilon=0.0)
+    trajectory, _ = invert_null_text(unet, x0, prompt, empty, sigmas, settings, rows=rows)
+    return whole(replace(picture, trajectory=trajectory, rows=rows.rows), DIRECT_INVERSION)
+
+
+def style_diffusion(picture: Picture, *, rounds: int) -> int:
+    """Rows of StyleDiffusion, its rounds of learning, and its first edit."""
+    unet, rows = picture.folder.unet, RowCount()
+    prompt, empty = map(picture.folder.prompt, (SOURCE, ""))
+    x0, sigmas = picture.trajectory.origin, picture.trajectory.sigmas
+    fitting = Fitting(rounds, early_stop=0.0)
+    trajectory, _ = invert_style_diffusion(unet, x0, prompt, empty, sigmas, fitting, rows=rows)
+    return whole(replace(picture, trajectory=trajectory, rows=rows.rows), DIRECT_INVERSION)
+
+
+def edit_friendly(picture: Picture, *, skip: int) -> int:
+    """Rows of Edit-Friendly inversion at guidance 1 and its first edit, windows as published."""
+    unet, rows = picture.folder.unet, RowCount()
+    source, target, empty = map(picture.folder.prompt, (SOURCE, TARGET, ""))
+    sigmas = picture.trajectory.sigmas[: STEPS - skip + 1]
+    x0, windows = picture.trajectory.origin, Windows(STEPS, STEPS - skip)
+    trajectory = invert_noise(unet, EDIT_FRIENDLY, x0, source, sigmas, rows=rows)
+    control = rewrite_prompt(
+        source.tokens,
+        target.tokens,
+        cross_window=windows.cross(0.4),
+        self_window=windows.own(0.6),
+    )
+    unet.edit(trajectory, source, target, empty, control=control, rows=rows).run()
+    return rows.rows
+
+
+def edict(picture: Picture, *, published_grid: bool) -> int:
+    """Rows of EDICT, 40 steps each way, on the published grid or on another one."""
+    unet, rows = picture.folder.unet, RowCount()
+    source, target, empty = map(picture.folder.prompt, (SOURCE, TARGET, ""))
+    sigmas = edict_sigmas(unet, STEPS) if published_grid else picture.trajectory.sigmas[:41]
+    trajectory = invert_edict(unet, picture.trajectory.origin, source, empty, sigmas, rows=rows)
+    unet.edit(trajectory, source, target, empty, cfg=3.0, rows=rows).run()
+    return rows.rows
+
+
 def drag_step(picture: Picture, *, cfg: float) -> int:
     """Rows of one step of SDE-Drag: n = 200, t0 = 0.6."""
     unet, rows = picture.folder.unet, RowCount()
@@ -101,6 +182,7 @@ ENTRIES = (
         180,
         partial(whole, correction=DIRECT_INVERSION),
     ),
+    Entry("Direct Inversion + Prompt-to-Prompt, source features kept", 650, 151, kept_features),
     Entry("DDIM + Prompt-to-Prompt", 450, 210, partial(whole, correction=UNCORRECTED)),
     Entry(
         "DDIM + Prompt-to-Prompt, with its reconstruction",
@@ -108,6 +190,30 @@ ENTRIES = (
         250,
         partial(whole, correction=UNCORRECTED, keep_source=True),
     ),
+    Entry("Negative-prompt + Prompt-to-Prompt", 350, 180, negative),
+    # Published: 500 and a row for each inner step; ours: 280 and the same. None stops early.
+    Entry(
+        "Null-text (50 inner steps) + Prompt-to-Prompt",
+        550,
+        330,
+        partial(null_text, inner_steps=1),
+    ),
+    # Published: 600 and a row for each round; ours: 280 and the same. Learning is not cut short.
+    Entry(
+        "StyleDiffusion (50 rounds) + Prompt-to-Prompt",
+        650,
+        330,
+        partial(style_diffusion, rounds=STEPS),
+    ),
+    Entry(
+        "Edit-Friendly + Prompt-to-Prompt (skip 12)",
+        328,
+        144,
+        partial(edit_friendly, skip=12),
+    ),
+    # Published: half of its rows are those of a picture that is only shown.
+    Entry("EDICT (40 steps)", 720, 312, partial(edict, published_grid=True)),
+    Entry("EDICT (40 steps), on another grid", 720, 320, partial(edict, published_grid=False)),
     Entry(
         "a second edit of the same trajectory",
         650,
