@@ -4,9 +4,9 @@
 
 Scenes of the embedded model are edited under Prompt-to-Prompt (`scene_edits`): colour, shape,
 texture and background in turn. All methods have the same steps, guidance and windows; where one
-needs others, `METHODS` says so. Rows and seconds are those of inversion and edit; what it takes to
-follow a drifting source for its reconstruction is in neither. Seconds are those of the processor,
-on one core: what else it had to do does not count. What was measured is kept in
+needs others, `inversion_methods` says so. Rows and seconds are those of inversion and edit; what it
+takes to follow a drifting source for its reconstruction is in neither. Seconds are those of the
+processor, on one core: what else it had to do does not count. What was measured is kept in
 benchmarks/results/inversions.jsonl, so that an interrupted run goes on, and so that several may
 measure different methods at once. With --write the table goes to benchmarks/results/inversions.md,
 and a sheet of some edits to inversions.jpg.
@@ -14,261 +14,25 @@ and a sheet of some edits to inversions.jpg.
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..demo.model_files import WEIGHTS
-from ..hosts.diffusers import DiffusersModel, Prompt, load_folder
-from ..hosts.diffusers_edict import edict_sigmas, invert_edict
-from ..hosts.diffusers_negative_prompt import invert_negative_prompt
-from ..hosts.diffusers_noise_space import invert_noise
-from ..hosts.diffusers_null_text import invert_null_text
-from ..hosts.diffusers_style_diffusion import invert_style_diffusion
-from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
-from ..pipelines.denoiser import RowCount
-from ..pipelines.editing import DIRECT_INVERSION, UNCORRECTED, Correction
-from ..pipelines.inversion.noise_space import EDIT_FRIENDLY, cycle_diffusion
-from ..pipelines.inversion.null_text import NullText
-from ..pipelines.inversion.style_diffusion import Fitting
-from ..pipelines.proximal import Proximal
-from ..pipelines.trajectory import Trajectory
+from ..hosts.diffusers import DiffusersModel, load_folder
+from ..hosts.sheet import Sheet, as_picture, draw_sheet
+from .inversion_methods import METHODS, edit
+from .inversion_page import Outcome, page, table
 from .scene_edits import Score, Task, psnr, score, tasks
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = RESULTS / "inversions.jsonl"
 
-STEPS = 30
-CFG = 5.0
-CROSS_WINDOW, SELF_WINDOW = (0.0, 0.4), (0.0, 0.6)
-SKIP = 7
-EDICT_CFG, EDICT_STRENGTH = 3.0, 0.8
-STYLE_ROUNDS = 240
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """A picture that is inverted, and what it is inverted with.
-
-    Attributes:
-        model: The embedded model.
-        latent: [1, 4, 16, 16] the picture in model scale.
-        source: Its caption.
-        negative: The empty prompt.
-        rows: Counts the rows spent.
-    """
-
-    model: DiffusersModel
-    latent: Tensor
-    source: Prompt
-    negative: Prompt
-    rows: RowCount
-
-    @property
-    def sigmas(self) -> Tensor:
-        """The levels that all methods walk, rising."""
-        return self.model.unet.ddim_sigmas(STEPS)
-
-
-def ddim(picture: Picture) -> Trajectory:
-    """DDIM inversion."""
-    unet = picture.model.unet
-    return unet.invert(picture.latent, picture.source, picture.sigmas, rows=picture.rows)
-
-
-def null_text(picture: Picture) -> Trajectory:
-    """Null-text inversion: ten inner steps and the early stop, as published."""
-    prompts = (picture.source, picture.negative)
-    trajectory, _ = invert_null_text(
-        picture.model.unet,
-        picture.latent,
-        *prompts,
-        picture.sigmas,
-        NullText(CFG),
-        rows=picture.rows,
-    )
-    return trajectory
-
-
-def negative_prompt(picture: Picture) -> Trajectory:
-    """Negative-prompt inversion."""
-    unet = picture.model.unet
-    return invert_negative_prompt(
-        unet, picture.latent, picture.source, picture.sigmas, rows=picture.rows
-    )
-
-
-def proximal(picture: Picture) -> Trajectory:
-    """Negative-prompt inversion under proximal guidance."""
-    trajectory = negative_prompt(picture)
-    return replace(trajectory, recipe=replace(trajectory.recipe, proximal=Proximal()))
-
-
-def edit_friendly(picture: Picture) -> Trajectory:
-    """Edit-Friendly DDPM: the noisiest steps skipped, the source without guidance."""
-    sigmas = picture.sigmas[: STEPS - SKIP + 1]
-    unet = picture.model.unet
-    return invert_noise(
-        unet, EDIT_FRIENDLY, picture.latent, picture.source, sigmas, rows=picture.rows
-    )
-
-
-def cycle(picture: Picture) -> Trajectory:
-    """CycleDiffusion, eta 0.1, the source without guidance."""
-    unet, space = picture.model.unet, cycle_diffusion()
-    return invert_noise(
-        unet, space, picture.latent, picture.source, picture.sigmas, rows=picture.rows
-    )
-
-
-def edict(picture: Picture) -> Trajectory:
-    """EDICT at its own guidance, over its own part of its own grid."""
-    sigmas = edict_sigmas(picture.model.unet, STEPS, strength=EDICT_STRENGTH)
-    prompts = (picture.source, picture.negative)
-    unet = picture.model.unet
-    return invert_edict(unet, picture.latent, *prompts, sigmas, cfg=EDICT_CFG, rows=picture.rows)
-
-
-def style(picture: Picture) -> Trajectory:
-    """StyleDiffusion, with fewer rounds of learning than published."""
-    prompts = (picture.source, picture.negative)
-    fitting = Fitting(rounds=STYLE_ROUNDS, cfg=CFG)
-    trajectory, _ = invert_style_diffusion(
-        picture.model.unet, picture.latent, *prompts, picture.sigmas, fitting, rows=picture.rows
-    )
-    return trajectory
-
-
-@dataclass(frozen=True)
-class Method:
-    """An inversion, and the edit along it.
-
-    Attributes:
-        name: In the table.
-        invert: The inversion.
-        correction: What the edit does about the residual of an ODE chain.
-        cfg: Guidance of the edit.
-        differs: What is not as for the others.
-    """
-
-    name: str
-    invert: Callable[[Picture], Trajectory]
-    correction: Correction = UNCORRECTED
-    cfg: float = CFG
-    differs: str = ""
-
-
-#: By the names that --methods takes.
-METHODS = {
-    "ddim": Method("DDIM", ddim),
-    "direct": Method("Direct Inversion", ddim, DIRECT_INVERSION),
-    "null_text": Method(
-        # The source row is the path that the embeddings were fitted along: nothing drifts.
-        "Null-text",
-        null_text,
-        DIRECT_INVERSION,
-        differs="10 inner steps, early stop",
-    ),
-    "negative_prompt": Method("Negative-prompt", negative_prompt),
-    "proximal": Method(
-        "Negative-prompt + proximal",
-        proximal,
-        differs="soft threshold at the median, pull 0.1",
-    ),
-    "edit_friendly": Method(
-        "Edit-Friendly",
-        edit_friendly,
-        differs=f"the noisiest {SKIP} steps skipped, source guidance 1",
-    ),
-    "cycle": Method("CycleDiffusion", cycle, differs="eta 0.1, source guidance 1"),
-    "edict": Method(
-        "EDICT",
-        edict,
-        cfg=EDICT_CFG,
-        differs=f"guidance {EDICT_CFG:g} both ways, the lower {EDICT_STRENGTH:.0%} of the steps",
-    ),
-    "style": Method(
-        "StyleDiffusion",
-        style,
-        DIRECT_INVERSION,
-        differs=f"{STYLE_ROUNDS} rounds of learning, image tokens from the latent",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one edit by one method came to.
-
-    Attributes:
-        method: Key of `METHODS`.
-        task: Number of the task.
-        kind: What it changes.
-        score: What the edited picture shows.
-        reconstruction: PSNR in dB of the decoded source row to the VAE's round trip; None where its
-            latent is the picture's, number for number.
-        rows: UNet rows of inversion and edit; a backward pass is none.
-        seconds: Of one core, for both.
-    """
-
-    method: str
-    task: int
-    kind: str
-    score: Score
-    reconstruction: float | None
-    rows: int
-    seconds: float
-
-    @classmethod
-    def read(cls, line: str) -> "Outcome":
-        """Of a kept line."""
-        stored = json.loads(line)
-        return cls(**{**stored, "score": Score(**stored["score"])})
-
-
-@dataclass(frozen=True, eq=False)
-class Edited:
-    """[1, 4, 16, 16] edit and source row, and what the edit cost."""
-
-    latent: Tensor
-    source: Tensor
-    rows: int
-    seconds: float
-
-
-def edit(model: DiffusersModel, task: Task, method: Method) -> Edited:
-    """Invert a task's picture and edit it."""
-    source, target, negative = (model.prompt(text) for text in (*task.captions, ""))
-    picture = Picture(model, model.encode(task.picture), source, negative, RowCount())
-    control = rewrite_prompt(
-        source.tokens, target.tokens, cross_window=CROSS_WINDOW, self_window=SELF_WINDOW
-    )
-    started = time.process_time()
-    trajectory = method.invert(picture)
-
-    def walk(*, keep_source: bool, rows: RowCount | None) -> tuple[Tensor, Tensor | None]:
-        edited = model.unet.edit(
-            trajectory,
-            source,
-            target,
-            negative,
-            cfg=method.cfg,
-            control=control,
-            correction=method.correction,
-            keep_source=keep_source,
-            rows=rows,
-        ).run()
-        return edited.latent, edited.source
-
-    latent, row = walk(keep_source=False, rows=picture.rows)
-    seconds = time.process_time() - started
-    if row is None:
-        row = walk(keep_source=True, rows=None)[1]
-    return Edited(latent, row, picture.rows.rows, seconds)
+#: Edits on the sheet: two of each kind.
+SHOWN = 8
 
 
 def run(model: DiffusersModel, name: str, number: int, task: Task) -> Outcome:
@@ -302,6 +66,24 @@ def measure(model: DiffusersModel, every: list[Task], names: list[str]) -> Itera
             yield outcome
 
 
+def ceiling(model: DiffusersModel, every: list[Task]) -> list[Score]:
+    """What the true results score, as the VAE gives them back."""
+    return [
+        score(task, *(model.decode(model.encode(image)) for image in (task.truth, task.picture)))
+        for task in every
+    ]
+
+
+def draw(model: DiffusersModel, every: list[Task]) -> Tensor:
+    """[1, H, W, 3] a sheet of the first edits, a column each, by every method."""
+    pictures = [task.picture[0] for task in every] + [task.truth[0] for task in every]
+    for method in METHODS.values():
+        pictures += [model.decode(edit(model, task, method).latent)[0] for task in every]
+    columns = [f"{task.kind}\n{task.told}" for task in every]
+    rows = ["picture", "drawn edited", *(method.name for method in METHODS.values())]
+    return draw_sheet(Sheet(torch.stack(pictures), columns, rows, "Inversions compared", least=128))
+
+
 def main(arguments: list[str]) -> int:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="dev.py bench inversions", description=__doc__)
@@ -310,9 +92,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kept", action="store_true", help="measure nothing that is not kept")
     parser.add_argument("--write", action="store_true", help="write the page and the sheet")
     options = parser.parse_args(arguments)
+    names = options.methods.split(",")
+    if unknown := set(names) - METHODS.keys():
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
     torch.set_num_threads(1)
     model, every = load_folder(WEIGHTS), tasks(options.count)
     if not options.kept:
-        for outcome in measure(model, every, options.methods.split(",")):
+        for outcome in measure(model, every, names):
             print(outcome, flush=True)
+    outcomes = [o for o in kept().values() if o.method in names and o.task < options.count]
+    print(table(outcomes))
+    if options.write:
+        best = ceiling(model, every)
+        RESULTS.joinpath("inversions.md").write_text(page(outcomes, best), encoding="utf-8")
+        as_picture(draw(model, every[:SHOWN])[0]).save(RESULTS / "inversions.jpg", quality=88)
     return 0

@@ -9,7 +9,6 @@ ours, which flatters it. Each is run in a process of its own, on the accelerator
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -200,6 +199,8 @@ def _peak() -> int:
     if status.is_file():
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
+    import resource  # not on every system
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

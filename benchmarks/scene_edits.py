@@ -58,6 +58,12 @@ class Task:
         """[1, 128, 128, 3] the scene as it shall be."""
         return drawn(self.wanted)[0][None]
 
+    @property
+    def told(self) -> str:
+        """What changes, in a few letters."""
+        before, after = (getattr(scene, self.kind) for scene in (self.scene, self.wanted))
+        return f"{before} to {after}".replace("a ", "").replace("the ", "")
+
     def kept(self) -> Tensor:
         """[128, 128] bool: where nothing may change, a latent cell away from what does."""
         wide = max_pool2d(changed(self.scene, self.wanted)[None], 2 * CELL + 1, 1, CELL)[0]

@@ -33,8 +33,8 @@ class InvertEDICT(io.ComfyNode):
                     min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="Guidance while inverting; 3 is the published choice, and a good one "
-                    "for Edit as well. Needs the negative where it is not 1.",
+                    tooltip="Guidance while inverting; 3 is the published choice. Set that of Edit "
+                    "to the same number. Needs the negative where it is not 1.",
                 ),
                 io.Float.Input(
                     "mixing",

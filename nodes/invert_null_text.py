@@ -47,7 +47,7 @@ class InvertNullText(io.ComfyNode):
                     default=10,
                     min=0,
                     max=1000,
-                    tooltip="At most so many optimiser steps per stage; each costs about three "
+                    tooltip="At most so many optimiser steps per stage; each costs about four "
                     "model calls.",
                 ),
                 io.Combo.Input(

@@ -34,11 +34,19 @@ WORKFLOWS = Path(palimpsest.__file__).parent / "workflows"
 DEMO = WORKFLOWS / "palimpsest_demo.json"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
+#: Workflows as they were when they were first shipped, where their nodes have gained inputs since.
+FIRST = sorted((Path(__file__).parents[1] / "data" / "workflows").glob("first_*.json"))
+
 #: What the results of the workflows that need no download show, by the name they are saved under.
 RESULTS = {
     "strokes_to_picture": {"picture": "a red heart on grass", "core": "a red heart on grass"},
     "stroke_edit": {"edit": "a blue heart on snow"},
     "compositing": {"harmonised": "a yellow square on snow"},
+    "stylediffusion": {
+        "edit": "a blue heart on grass",
+        "learned": "a red heart on grass",
+        "ddim": "a red heart on grass",
+    },
     "cycle_sde": {
         "sde": "a red cross on grass",
         "ode": "a red cross on grass",
@@ -48,6 +56,11 @@ RESULTS = {
     "inpaint": dict.fromkeys(["sde1", "sde2", "ode1", "ode2"], "a blue star on grass"),
     "sde_drag": {"dragged": "a yellow star on grass"},
     "copy_paste": {"result": "a yellow star on grass"},
+    "edict": dict.fromkeys(["prompt", "control"], "a blue heart on grass"),
+    "edit_friendly": dict.fromkeys(["first", "second"], "a red star on grass"),
+    "cyclediffusion": {"first": "a red star on grass", "second": "a red circle on grass"},
+    "null_text": {"edit": "a blue heart on grass"},
+    "negative_prompt": dict.fromkeys(["plain", "proximal"], "a red star on grass"),
 }
 MASKED = {"stroke_edit", "compositing", "diffedit", "inpaint", "sde_drag"}
 MOVED = {"sde_drag": (73, 64), "copy_paste": (77, 64)}  # where the object is in the end
@@ -89,6 +102,17 @@ def test_every_workflow_loads_and_is_saved_as_it_was_shipped(page):
         assert covered == [], name
 
 
+def test_a_workflow_as_it_was_first_shipped_asks_for_what_todays_does(page):
+    """What nodes have gained since then has its default; nothing else moved."""
+    for file in FIRST:
+        asked = []
+        for path in (file, WORKFLOWS / file.name.replace("first_", "palimpsest_")):
+            load_workflow(page, json.loads(path.read_text(encoding="utf-8")), path.stem)
+            assert missing_nodes(page) == [], path.stem
+            asked.append(graph_to_prompt(page))
+        assert asked[0] == asked[1], file.name
+
+
 @pytest.mark.parametrize(
     ("page", "name"),
     [(RENDERERS[i % 2], name) for i, name in enumerate(RESULTS)],
@@ -121,10 +145,14 @@ def test_a_workflow_makes_what_it_promises(page, server, screenshot, name):
 
 
 def walk_few_steps(page, steps=12):
-    """Set every number of steps that is larger."""
+    """Set every number of steps that is larger, and what is skipped of them by the same part."""
     page.evaluate(
-        """steps => { for (const node of app.graph.nodes) for (const widget of node.widgets ?? [])
-            if (widget.name === "steps" && widget.value > steps) widget.value = steps }""",
+        """steps => { for (const { widgets } of app.graph.nodes) {
+            const [whole, skip] = ["steps", "skip"].map(n => widgets?.find(w => w.name === n))
+            if (!(whole?.value > steps)) continue
+            if (skip) skip.value = Math.floor(skip.value * steps / whole.value)
+            whole.value = steps
+        } }""",
         steps,
     )
 

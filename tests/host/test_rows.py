@@ -8,6 +8,7 @@ from palimpsest.benchmarks import rows
 #: Design, section 6.
 TABLE = {
     "Direct Inversion + Prompt-to-Prompt": (650, 180),
+    "Direct Inversion + Prompt-to-Prompt, source features kept": (650, 151),
     "DDIM + Prompt-to-Prompt": (450, 210),
     "DDIM + Prompt-to-Prompt, with its reconstruction": (450, 250),
     "Negative-prompt + Prompt-to-Prompt": (350, 180),

@@ -40,14 +40,18 @@ def run(server, graph, *edits):
 
 def test_it_stands_in_the_place_of_any_other_inversion(server):
     graph = Inverting()
-    other, edited = graph.edit(), graph.along()
+    other, edited, pushed = graph.edit(), graph.along(), graph.along(cfg=7.5)
     origin = graph.save(graph.encoded[0], "origin")
     kept = graph.save(edited[1], "source")
-    entry, plain, ours = run(server, graph, other, edited)
+    entry, plain, ours, _ = run(server, graph, other, edited, pushed)
     assert told(entry, graph.edict).startswith(f"{STEPS} steps, {4 * STEPS} UNet rows")
     # 4 rows a step, 2 more while a window is open: int(0.6 * 4) steps.
     assert told(entry, edited).startswith(f"{4 * STEPS + 2 * 2} UNet rows")
     assert "reconstruction: exact\ncorrection is not read" in told(entry, edited)
+    assert told(entry, edited).endswith("by themselves")
+    assert told(entry, pushed).endswith(
+        "\ncfg is 7.5, that of Invert (EDICT) 3: the picture is only kept where they are equal"
+    )
     assert "correction" not in told(entry, other)
     assert torch.equal(saved(server, entry, kept), saved(server, entry, origin))
     assert relative(ours, plain) > 0.01
