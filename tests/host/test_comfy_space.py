@@ -195,7 +195,9 @@ def test_our_denoiser_is_cores_prediction(level, scale):
         assert relative(cores_own(model, leftover, level, cfg=1.0)[1], denoised) > 1e-3
 
 
-@pytest.mark.parametrize("guidance", [constant(1.0), constant(3.0), "ramp"], ids=str)
+@pytest.mark.parametrize(
+    "guidance", [constant(1.0), constant(3.0), "ramp"], ids=["one", "three", "ramp"]
+)
 def test_a_level_per_row_is_a_call_per_level(model, guidance):
     levels = schedule(model, "simple", 4, 0.8)
     sigmas = rising_sigmas(space_of(model, "X"), levels)
