@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,7 +112,9 @@ class Server:
                 on_event(kind, data)
             return heard
 
-        return asyncio.run(listen())
+        # In a thread of its own: Playwright keeps a loop running in that of the tests.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, listen()).result()
 
     def interrupt(self):
         """Cancel what is running."""

@@ -41,7 +41,7 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "demo" / "weights"
 #: fp32 on both sides, in another order of operations.
 FLOAT32 = 2e-5
 #: Adam turns the rounding of a small gradient into a step of full size: latents, and mappings.
-LEARNED, MAPPED = 1e-3, 1e-2
+LEARNED, MAPPED = 5e-3, 1e-2
 FAMILIES = ["sd1_folder", "sd2_folder", "sdxl_folder"]
 
 

@@ -132,14 +132,6 @@ def _a_latent_with_other_channels(server):
     return with_latent(server, torch.zeros(1, 16, 16, 16), "channels")
 
 
-@case(INVERT, "predict noise or v", "SDXL", "checkpoint")
-def _a_flow_model(server):
-    graph, latent = inverting()
-    flow = graph.add("ModelSamplingSD3", model=graph.model[0], shift=3.0)
-    graph.inverted.inputs["model"] = flow[0]
-    return graph, latent
-
-
 def with_latent(server, samples, name):
     graph, latent = inverting()
     loaded = graph.add("LoadLatent", latent=put_latent(server, samples, name))
