@@ -9,7 +9,18 @@ from ..hosts.comfy_inversion import Picture, invert_ddim
 from ..pipelines.attention.features import FeatureRecorder
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.solvers import averaged, fixed_point
-from .inverting import CATEGORY, SIGMAS_IN, inverted, outputs, picture_inputs, picture_of
+from .inverting import (
+    ANY_MODEL,
+    CATEGORY,
+    SIGMAS_IN,
+    convention_input,
+    inverted,
+    need_negative,
+    negative_input,
+    outputs,
+    picture_inputs,
+    picture_of,
+)
 from .wires import Control
 
 
@@ -35,10 +46,7 @@ class InvertDDIM(io.ComfyNode):
                 "renoise",
             ],
             inputs=[
-                *picture_inputs(
-                    model="Predicts noise, v or a flow (SD 1.x, SD 2.x, SDXL, SD 3, Flux, ...), "
-                    "LoRA included."
-                ),
+                *picture_inputs(model=ANY_MODEL),
                 io.Float.Input(
                     "cfg",
                     default=1.0,
@@ -48,14 +56,7 @@ class InvertDDIM(io.ComfyNode):
                     tooltip="Guidance while inverting. 1 is the published choice; higher values "
                     "need the negative and invert less exactly.",
                 ),
-                io.Combo.Input(
-                    "convention",
-                    options=["destination", "current"],
-                    default="destination",
-                    tooltip="Which stage a step asks the model about: the one it goes to (the "
-                    "published choice) or the one it leaves.",
-                    advanced=True,
-                ),
+                convention_input(),
                 io.Int.Input(
                     "refinement",
                     default=0,
@@ -65,9 +66,7 @@ class InvertDDIM(io.ComfyNode):
                     "not need them; sampling the noise with core's samplers does: try 4.",
                 ),
                 SIGMAS_IN,
-                io.Conditioning.Input(
-                    "negative", optional=True, tooltip="Only needed where cfg is not 1."
-                ),
+                negative_input("Only needed where cfg is not 1."),
                 io.Boolean.Input(
                     "averaging",
                     default=False,
@@ -124,10 +123,7 @@ class InvertDDIM(io.ComfyNode):
         feature_budget=1024,
         control=None,
     ) -> io.NodeOutput:
-        if cfg != 1 and negative is None:
-            raise PalimpsestError(
-                f"cfg is {cfg}, which needs a negative: connect one, or set cfg to 1."
-            )
+        need_negative(cfg, negative)
         levels = (steps, scheduler, strength)
         picture = picture_of(
             "Invert (DDIM)", model, positive, negative, latent, levels, sigmas, cfg=cfg

@@ -6,10 +6,12 @@ from ..hosts.comfy_noise_space import invert_noise
 from ..pipelines.inversion.noise_space import CYCLE_ETA, cycle_diffusion
 from .inputs import cfg_input, levels_at_once_input, seed_input
 from .inverting import (
+    ANY_MODEL,
     CATEGORY,
     SIGMAS_IN,
     inverted,
     need_negative,
+    negative_input,
     outputs,
     picture_inputs,
     picture_of,
@@ -37,8 +39,7 @@ class InvertCycleDiffusion(io.ComfyNode):
             inputs=[
                 *picture_inputs(
                     strength=0.8,
-                    model="Predicts noise, v or a flow (SD 1.x, SD 2.x, SDXL, SD 3, Flux, ...), "
-                    "LoRA included.",
+                    model=ANY_MODEL,
                 ),
                 io.Float.Input(
                     "eta",
@@ -57,9 +58,7 @@ class InvertCycleDiffusion(io.ComfyNode):
                 seed_input(),
                 levels_at_once_input(),
                 SIGMAS_IN,
-                io.Conditioning.Input(
-                    "negative", optional=True, tooltip="Only needed where source_cfg is not 1."
-                ),
+                negative_input("Only needed where source_cfg is not 1."),
             ],
             outputs=outputs(),
             has_intermediate_output=True,

@@ -3,8 +3,17 @@
 from comfy_api.latest import io
 
 from ..hosts.comfy_edict import invert_edict
-from ..pipelines.errors import PalimpsestError
-from .inverting import CATEGORY, SIGMAS_IN, inverted, outputs, picture_inputs, picture_of
+from .inverting import (
+    ANY_MODEL,
+    CATEGORY,
+    SIGMAS_IN,
+    inverted,
+    need_negative,
+    negative_input,
+    outputs,
+    picture_inputs,
+    picture_of,
+)
 
 NAME = "Invert (EDICT)"
 
@@ -23,8 +32,7 @@ class InvertEDICT(io.ComfyNode):
             search_aliases=["edict", "exact inversion", "coupled transformations", "invert image"],
             inputs=[
                 *picture_inputs(
-                    model="Predicts noise, v or a flow (SD 1.x, SD 2.x, SDXL, SD 3, Flux, ...), "
-                    "LoRA included.",
+                    model=ANY_MODEL,
                     strength=0.8,
                 ),
                 io.Float.Input(
@@ -47,11 +55,9 @@ class InvertEDICT(io.ComfyNode):
                     advanced=True,
                 ),
                 SIGMAS_IN,
-                io.Conditioning.Input(
-                    "negative",
-                    optional=True,
-                    tooltip="What Edit gets as its negative; an empty prompt is usual. Needed "
-                    "where cfg is not 1.",
+                negative_input(
+                    "What Edit gets as its negative; an empty prompt is usual. Needed where cfg "
+                    "is not 1."
                 ),
             ],
             outputs=outputs(),
@@ -72,10 +78,7 @@ class InvertEDICT(io.ComfyNode):
         sigmas=None,
         negative=None,
     ) -> io.NodeOutput:
-        if cfg != 1 and negative is None:
-            raise PalimpsestError(
-                f"cfg is {cfg}, which needs a negative: connect one, or set cfg to 1."
-            )
+        need_negative(cfg, negative)
         levels = (steps, scheduler, strength)
         picture = picture_of(NAME, model, positive, negative, latent, levels, sigmas, cfg=cfg)
         return inverted(model, *invert_edict(picture, mixing=mixing))

@@ -7,10 +7,12 @@ from ..hosts.comfy_trajectory import schedule
 from ..pipelines.inversion.noise_space import EDIT_FRIENDLY
 from .inputs import cfg_input, levels_at_once_input, seed_input
 from .inverting import (
+    ANY_MODEL,
     CATEGORY,
     SIGMAS_IN,
     inverted,
     need_negative,
+    negative_input,
     outputs,
     picture_inputs,
     picture_of,
@@ -37,10 +39,7 @@ class InvertEditFriendly(io.ComfyNode):
                 "real image editing",
             ],
             inputs=[
-                *picture_inputs(
-                    model="Predicts noise, v or a flow (SD 1.x, SD 2.x, SDXL, SD 3, Flux, ...), "
-                    "LoRA included."
-                ),
+                *picture_inputs(model=ANY_MODEL),
                 io.Int.Input(
                     "skip",
                     default=12,
@@ -58,9 +57,7 @@ class InvertEditFriendly(io.ComfyNode):
                 seed_input(),
                 levels_at_once_input(),
                 SIGMAS_IN,
-                io.Conditioning.Input(
-                    "negative", optional=True, tooltip="Only needed where source_cfg is not 1."
-                ),
+                negative_input("Only needed where source_cfg is not 1."),
             ],
             outputs=outputs(),
             has_intermediate_output=True,

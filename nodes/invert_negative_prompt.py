@@ -6,7 +6,17 @@ from ..hosts.comfy_negative_prompt import invert_negative_prompt
 from ..hosts.comfy_proximal import with_proximal
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.proximal import THRESHOLDS, Proximal
-from .inverting import CATEGORY, SIGMAS_IN, inverted, outputs, picture_inputs, picture_of
+from .inverting import (
+    CATEGORY,
+    SIGMAS_IN,
+    UNET_MODEL,
+    convention_input,
+    inverted,
+    negative_input,
+    outputs,
+    picture_inputs,
+    picture_of,
+)
 from .wires import Trajectory
 
 NAME = "Invert (Negative-prompt)"
@@ -26,7 +36,7 @@ class InvertNegativePrompt(io.ComfyNode):
             "apart is changed.",
             search_aliases=["npi", "negative prompt inversion", "proxnpi", "null-text", "invert"],
             inputs=[
-                *picture_inputs(model="Predicts noise or v (SD 1.x, SD 2.x, SDXL), LoRA included."),
+                *picture_inputs(model=UNET_MODEL),
                 io.Float.Input(
                     "interpolation",
                     default=0.0,
@@ -36,18 +46,9 @@ class InvertNegativePrompt(io.ComfyNode):
                     tooltip="0 pushes away from the picture's own description (the published "
                     "method), 1 from the negative, as Invert (DDIM) does; between lies a mixture.",
                 ),
-                io.Combo.Input(
-                    "convention",
-                    options=["destination", "current"],
-                    default="destination",
-                    tooltip="Which stage a step asks the model about: the one it goes to (the "
-                    "published choice) or the one it leaves.",
-                    advanced=True,
-                ),
+                convention_input(),
                 SIGMAS_IN,
-                io.Conditioning.Input(
-                    "negative", optional=True, tooltip="Only needed where interpolation is above 0."
-                ),
+                negative_input("Only needed where interpolation is above 0."),
             ],
             outputs=outputs(),
             has_intermediate_output=True,

@@ -4,7 +4,15 @@ from comfy_api.latest import io
 
 from ..hosts.comfy_null_text import invert_null_text
 from ..pipelines.inversion.null_text import NullText
-from .inverting import CATEGORY, SIGMAS_IN, inverted, outputs, picture_inputs, picture_of
+from .inverting import (
+    CATEGORY,
+    SIGMAS_IN,
+    UNET_MODEL,
+    inverted,
+    outputs,
+    picture_inputs,
+    picture_of,
+)
 
 
 class InvertNullText(io.ComfyNode):
@@ -28,9 +36,7 @@ class InvertNullText(io.ComfyNode):
                 "invert image",
             ],
             inputs=[
-                *picture_inputs(
-                    model="Predicts noise or v, with a UNet (SD 1.x, SD 2.x, SDXL), LoRA included."
-                ),
+                *picture_inputs(model=UNET_MODEL),
                 io.Conditioning.Input(
                     "negative", tooltip="Where the learning starts: an empty prompt is usual."
                 ),

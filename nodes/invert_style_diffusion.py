@@ -6,7 +6,15 @@ from ..hosts.comfy_style_diffusion import encoded_tokens, invert_style_diffusion
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.inversion.style_diffusion import Fitting
 from .inputs import cfg_input, seed_input
-from .inverting import CATEGORY, SIGMAS_IN, inverted, outputs, picture_inputs, picture_of
+from .inverting import (
+    CATEGORY,
+    SIGMAS_IN,
+    UNET_MODEL,
+    inverted,
+    outputs,
+    picture_inputs,
+    picture_of,
+)
 
 FEATURE = "Invert (StyleDiffusion)"
 
@@ -32,9 +40,7 @@ class InvertStyleDiffusion(io.ComfyNode):
                 "invert image",
             ],
             inputs=[
-                *picture_inputs(
-                    model="Predicts noise or v, with a UNet (SD 1.x, SD 2.x, SDXL), LoRA included."
-                ),
+                *picture_inputs(model=UNET_MODEL),
                 io.Conditioning.Input(
                     "negative", tooltip="The one that Edit is going to have; usually empty."
                 ),

@@ -19,19 +19,21 @@ from .wires import Trajectory, report
 
 CATEGORY = "palimpsest/invert"
 
+#: Which models a method takes, for the tooltip of the model input.
+ANY_MODEL = "Predicts noise, v or a flow (SD 1.x, SD 2.x, SDXL, SD 3, Flux, ...), LoRA included."
+UNET_MODEL = "Predicts noise or v, with a UNet (SD 1.x, SD 2.x, SDXL), LoRA included."
+
 
 def picture_inputs(
     *,
-    steps: int = 50,
+    model: str,
     strength: float = 1.0,
-    model: str = "The model that shall edit the picture, LoRA included.",
 ) -> list[io.Input]:
     """The picture and its levels; every inversion begins with these.
 
     Args:
-        steps: Default of the input of that name.
-        strength: Likewise.
         model: Tooltip that says which models the method takes.
+        strength: Default of the input of that name.
     """
     return [
         io.Model.Input("model", tooltip=model),
@@ -41,7 +43,7 @@ def picture_inputs(
         io.Latent.Input("latent", tooltip="The picture, encoded by the model's own VAE."),
         io.Int.Input(
             "steps",
-            default=steps,
+            default=50,
             min=1,
             max=1000,
             tooltip="Stages on the way up. More are more exact and cost more time.",
@@ -70,6 +72,23 @@ SIGMAS_IN = io.Sigmas.Input(
     optional=True,
     tooltip="Stages from a scheduler node; wins over steps, scheduler, strength.",
 )
+
+
+def convention_input() -> io.Input:
+    """Which of the two plain steps of DDIM inversion is taken."""
+    return io.Combo.Input(
+        "convention",
+        options=["destination", "current"],
+        default="destination",
+        tooltip="Which stage a step asks the model about: the one it goes to (the "
+        "published choice) or the one it leaves.",
+        advanced=True,
+    )
+
+
+def negative_input(tooltip: str) -> io.Input:
+    """The other end of the guidance, where it is not always needed."""
+    return io.Conditioning.Input("negative", optional=True, tooltip=tooltip)
 
 
 def need_negative(cfg: float, negative: Conditioning | None, name: str = "cfg") -> None:

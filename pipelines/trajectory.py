@@ -15,9 +15,8 @@ from .schedule import check_rising
 #: Newest format of a stored trajectory; older ones stay readable for ever. A file is written in the
 #: oldest format that can hold it, so that an older version reads what it understands.
 #:     1  a chain, and its denoised guesses
-#:     2  what an inversion adds: unconditional embeddings, an image apart from the chain, a coupled
-#:        chain; limits
-#:        to the guidance of its edits
+#:     2  what an inversion adds: unconditional embeddings, value maps, a coupled chain, an image
+#:        apart from the chain; limits to the guidance of its edits
 FORMAT = 2
 
 #: What a trajectory may carry beside its chain, and the format that brought it.

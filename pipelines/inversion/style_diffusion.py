@@ -327,9 +327,10 @@ def _networks(tokens: Tensor, text_tokens: int, seed: int) -> list[ValueMapping]
     """One network for every picture, all alike at first: a batch learns as its pictures do."""
     made = []
     for _ in range(len(tokens)):
-        # The layers draw their first weights from torch's global generator.
+        # The layers draw their first weights from torch's generator of the CPU, which gets its
+        # state back; those of other devices are not touched.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed % 2**63)
+            torch.default_generator.manual_seed(seed % 2**63)
             made.append(ValueMapping(tokens.shape[1], text_tokens).to(tokens.device))
     return made
 

@@ -41,7 +41,9 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "demo" / "weights"
 #: fp32 on both sides, in another order of operations.
 FLOAT32 = 2e-5
 #: Adam turns the rounding of a small gradient into a step of full size: latents, and mappings.
-LEARNED, MAPPED = 5e-3, 1e-2
+LEARNED, MAPPED = 1e-3, 1e-2
+#: The same in a batch, whose sums run in yet another order (1.3e-3 seen with one thread).
+IN_BATCH = 5e-3
 FAMILIES = ["sd1_folder", "sd2_folder", "sdxl_folder"]
 
 
@@ -377,7 +379,7 @@ def test_a_batch_is_learned_as_its_pictures_are(sd1):
     both, _, spent = invert_style_diffusion(picture_of(sd1, latent=latent), fitting)
     for b in range(2):
         own, _, _ = invert_style_diffusion(picture_of(sd1, latent=latent[b : b + 1]), fitting)
-        assert relative(both.latents[:, b], own.latents[:, 0]) < LEARNED
+        assert relative(both.latents[:, b], own.latents[:, 0]) < IN_BATCH
     assert spent.rows == 2 * (3 + 2 * 3 + 6)
 
 

@@ -132,6 +132,26 @@ def _a_latent_with_other_channels(server):
     return with_latent(server, torch.zeros(1, 16, 16, 16), "channels")
 
 
+@case("PalimpsestInvertNegativePrompt", "predict noise or v", "SDXL", "checkpoint")
+def _a_flow_model(server):
+    graph, _ = inverting()
+    flow = graph.add("ModelSamplingSD3", model=graph.model[0], shift=3.0)
+    negative = graph.add(
+        "PalimpsestInvertNegativePrompt",
+        **{
+            "model": flow[0],
+            "positive": graph.described[0],
+            "latent": graph.encoded[0],
+            "steps": 3,
+            "scheduler": "simple",
+            "strength": 1.0,
+            "interpolation": 0.0,
+            "convention": "destination",
+        },
+    )
+    return graph, negative[1]
+
+
 def with_latent(server, samples, name):
     graph, latent = inverting()
     loaded = graph.add("LoadLatent", latent=put_latent(server, samples, name))
