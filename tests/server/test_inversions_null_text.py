@@ -21,6 +21,9 @@ WISH = {
     "early_stop_epsilon": 0.0,
 }
 
+#: Core thins out progress that comes fast, but never what has a preview.
+EVERY_STEP = {"preview_method": "latent2rgb"}
+
 
 class Learning(Editing):
     """The demo's graph with Invert (Null-text) in the place of its inversion, and with an edit."""
@@ -48,7 +51,7 @@ def test_it_learns_and_its_edit_needs_nothing_else(server):
     plain = graph.save(graph.add("PalimpsestInvertDDIM", **wish, **settings)[1], "plain")
     source = graph.save(graph.edited[1], "source")
     encoded = graph.save(graph.encoded[0], "picture")
-    heard = server.events(graph)
+    heard = server.events(graph, extra_data=EVERY_STEP)
     assert progress(heard, graph.inverted) == list(range(1, 2 * STEPS + 1))
     (queued,) = (data for kind, data in heard if kind == "queued")
     entry = server.wait(queued["prompt_id"])
@@ -105,7 +108,7 @@ def test_cancel_during_the_optimisation_returns_at_once_and_the_next_run_is_whol
             asked.append(time.monotonic())
             server.interrupt()
 
-    heard = server.events(graph, cancel_in_the_first_level)
+    heard = server.events(graph, cancel_in_the_first_level, EVERY_STEP)
     assert time.monotonic() - asked[0] < 5
     kind, data = heard[-1]
     assert (kind, data["node_id"]) == ("execution_interrupted", graph.inverted.id)
