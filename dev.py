@@ -2,7 +2,7 @@
 """Palimpsest on your machine: one file, standard library only.
 
     python dev.py demo                 edit a picture in a real ComfyUI and say where the result is
-    python dev.py test [GROUP] [...]   run the tests; GROUP is unit, host, server or browser
+    python dev.py test [GROUP] [...]   run the tests; GROUP is unit, host, server, browser or a file
     python dev.py comfy                start ComfyUI with the pack in it, for your browser
     python dev.py bench NAME [...]     run benchmarks/NAME.py
     python dev.py train [...]          train the embedded demo model anew
@@ -359,18 +359,22 @@ def demo() -> int:
 
 
 def test(*arguments: str) -> int:
-    """Run the named groups of tests, or all; several groups on two workers, a server for each."""
-    named = list(itertools.takewhile(GROUPS.__contains__, arguments))
-    groups = named or GROUPS
-    if "browser" in groups:
-        need_chromium()
-    folders = [f"tests/{group}" for group in groups]
+    """Run the named groups, files or tests, or all; several groups on two workers."""
+    named = list(itertools.takewhile(_names_tests, arguments))
     own, threads = arguments[len(named) :], {}
-    if len(folders) > 1:
+    chosen = [f"tests/{name}" if name in GROUPS else name for name in named or GROUPS]
+    if any(name.startswith("tests/browser") for name in chosen):
+        need_chromium()
+    if len(named) != 1 and any(name in GROUPS for name in named or GROUPS):
         # Two workers that compute with two threads each would starve one another.
         own = ("-n", "2", "--dist", "loadfile", *own)
         threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    return run([python(), "-m", "pytest", *folders, *own], env={**threads, **os.environ})
+    return run([python(), "-m", "pytest", *chosen, *own], env={**threads, **os.environ})
+
+
+def _names_tests(argument: str) -> bool:
+    """Whether an argument is a group, or a file, folder or `file::test` of ours."""
+    return argument in GROUPS or (ROOT / argument.split("::")[0]).exists()
 
 
 def comfy() -> int:

@@ -93,6 +93,27 @@ def test_the_log_tail_names_the_file_and_shows_its_end(tmp_path):
     assert "line 97" not in tail
 
 
+WORKERS = ["-n", "2", "--dist", "loadfile"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chosen"),
+    [
+        (["unit", "-q"], ["tests/unit", "-q"]),
+        (["unit", "server"], ["tests/unit", "tests/server", *WORKERS]),
+        (["tests/unit/test_dev.py", "-x"], ["tests/unit/test_dev.py", "-x"]),
+        (["tests/unit/test_dev.py::test_a"], ["tests/unit/test_dev.py::test_a"]),
+        (["-k", "unit"], [*(f"tests/{g}" for g in dev.GROUPS), *WORKERS, "-k", "unit"]),
+    ],
+)
+def test_tests_are_chosen_by_group_or_file(arguments, chosen, monkeypatch):
+    asked = []
+    monkeypatch.setattr(dev, "run", lambda command, **_: asked.extend(command[3:]))
+    monkeypatch.setattr(dev, "need_chromium", lambda: None)
+    dev.test(*arguments)
+    assert asked == chosen
+
+
 def test_rows_of_cached_nodes_are_not_counted_again():
     entry = {
         "status": {"messages": [["execution_cached", {"nodes": ["1"]}]]},
