@@ -61,6 +61,7 @@ RESULTS = {
     "cyclediffusion": {"first": "a red star on grass", "second": "a red circle on grass"},
     "null_text": {"edit": "a blue heart on grass"},
     "negative_prompt": dict.fromkeys(["plain", "proximal"], "a red star on grass"),
+    "core_samplers": {"edit": "a blue heart on grass"},
 }
 MASKED = {"stroke_edit", "compositing", "diffedit", "inpaint", "sde_drag"}
 MOVED = {"sde_drag": (73, 64), "copy_paste": (77, 64)}  # where the object is in the end
