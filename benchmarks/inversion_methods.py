@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..hosts.diffusers import DiffusersModel, Prompt
+from ..hosts.diffusers import DiffusersModel
 from ..hosts.diffusers_edict import edict_sigmas, invert_edict
 from ..hosts.diffusers_negative_prompt import invert_negative_prompt
 from ..hosts.diffusers_noise_space import invert_noise
 from ..hosts.diffusers_null_text import invert_null_text
+from ..hosts.diffusers_prompt import Prompt
 from ..hosts.diffusers_style_diffusion import invert_style_diffusion
 from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
+from ..pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction
 from ..pipelines.denoiser import RowCount
-from ..pipelines.editing import DIRECT_INVERSION, UNCORRECTED, Correction
 from ..pipelines.inversion.noise_space import EDIT_FRIENDLY, cycle_diffusion
 from ..pipelines.inversion.null_text import NullText
 from ..pipelines.inversion.style_diffusion import Fitting
@@ -43,6 +44,7 @@ class Picture:
         latent: [1, 4, 16, 16] the picture in model scale.
         source: Its caption.
         negative: The empty prompt.
+        cfg: Guidance of the edit to come, for those that learn or walk under it.
         rows: Counts the rows spent.
     """
 
@@ -50,6 +52,7 @@ class Picture:
     latent: Tensor
     source: Prompt
     negative: Prompt
+    cfg: float
     rows: RowCount
 
     @property
@@ -72,7 +75,7 @@ def null_text(picture: Picture) -> Trajectory:
         picture.latent,
         *prompts,
         picture.sigmas,
-        NullText(CFG),
+        NullText(picture.cfg),
         rows=picture.rows,
     )
     return trajectory
@@ -113,13 +116,13 @@ def edict(picture: Picture) -> Trajectory:
     sigmas = edict_sigmas(picture.model.unet, STEPS, strength=EDICT_STRENGTH)
     prompts = (picture.source, picture.negative)
     unet = picture.model.unet
-    return invert_edict(unet, picture.latent, *prompts, sigmas, cfg=EDICT_CFG, rows=picture.rows)
+    return invert_edict(unet, picture.latent, *prompts, sigmas, cfg=picture.cfg, rows=picture.rows)
 
 
 def style(picture: Picture) -> Trajectory:
     """StyleDiffusion, with fewer rounds of learning than published."""
     prompts = (picture.source, picture.negative)
-    fitting = Fitting(rounds=STYLE_ROUNDS, cfg=CFG)
+    fitting = Fitting(rounds=STYLE_ROUNDS, cfg=picture.cfg)
     trajectory, _ = invert_style_diffusion(
         picture.model.unet, picture.latent, *prompts, picture.sigmas, fitting, rows=picture.rows
     )
@@ -200,7 +203,8 @@ class Edited:
 def edit(model: DiffusersModel, task: Task, method: Method) -> Edited:
     """Invert a task's picture and edit it."""
     source, target, negative = (model.prompt(text) for text in (*task.captions, ""))
-    picture = Picture(model, model.encode(task.picture), source, negative, RowCount())
+    latent = model.encode(task.picture)
+    picture = Picture(model, latent, source, negative, method.cfg, RowCount())
     control = rewrite_prompt(
         source.tokens, target.tokens, cross_window=CROSS_WINDOW, self_window=SELF_WINDOW
     )

@@ -1,53 +1,15 @@
 """What the edits along every inversion came to, as a table and a page."""
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
 
 from .inversion_methods import CFG, CROSS_WINDOW, METHODS, SELF_WINDOW, STEPS
+from .inversion_outcome import CLAIM, Outcome, mean, share
+from .inversion_success import equal_success
 from .machine import describe_machine
 from .scene_edits import CHOICES, Score
-
-#: What the paper reports of the background of edits, the best first (arXiv:2310.01506).
-CLAIM = ("direct", "null_text", "negative_prompt", "ddim")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one edit by one method came to.
-
-    Attributes:
-        method: Key of `METHODS`.
-        task: Number of the task.
-        kind: What it changes.
-        score: What the edited picture shows.
-        reconstruction: PSNR in dB of the decoded source row to the VAE's round trip; None where its
-            latent is the picture's, number for number.
-        rows: UNet rows of inversion and edit; a backward pass is none.
-        seconds: Of one core, for both.
-    """
-
-    method: str
-    task: int
-    kind: str
-    score: Score
-    reconstruction: float | None
-    rows: int
-    seconds: float
-
-    @classmethod
-    def read(cls, line: str) -> "Outcome":
-        """Of a kept line."""
-        stored = json.loads(line)
-        return cls(**{**stored, "score": Score(**stored["score"])})
-
-
-def mean(numbers: Sequence[float]) -> float:
-    """The arithmetic mean."""
-    return sum(numbers) / len(numbers)
 
 
 def table(outcomes: list[Outcome], best: Sequence[Score] = ()) -> str:
@@ -76,14 +38,10 @@ def table(outcomes: list[Outcome], best: Sequence[Score] = ()) -> str:
 
 
 def _scores(scores: Sequence[Score]) -> str:
-    shares = [_share([getattr(s, name) for s in scores]) for name in ("success", "changed", "kept")]
+    shares = [share([getattr(s, name) for s in scores]) for name in ("success", "changed", "kept")]
     for name in ("background", "background_vae"):
         shares.append(f"{mean([getattr(s, name) for s in scores]):.1f} dB")
     return " | ".join(shares)
-
-
-def _share(flags: Sequence[bool]) -> str:
-    return f"{mean(flags):.0%}"
 
 
 def by_kind(outcomes: list[Outcome]) -> str:
@@ -98,7 +56,7 @@ def by_kind(outcomes: list[Outcome]) -> str:
             own = [o.score for o in outcomes if (o.method, o.kind) == (key, kind)]
             if own:
                 background = mean([s.background for s in own])
-                cells.append(f"{_share([s.success for s in own])}, {background:.1f} dB")
+                cells.append(f"{share([s.success for s in own])}, {background:.1f} dB")
         if len(cells) == len(CHOICES):
             lines.append(f"| {method.name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -148,8 +106,32 @@ def order(outcomes: list[Outcome]) -> str:
     return " > ".join(f"{METHODS[key].name} ({found[key]:.1f} dB)" for key in ranked)
 
 
+def _order_section(every: Sequence[Outcome]) -> str:
+    """What becomes of the paper's order, at one guidance and at equal success."""
+    outcomes = [o for o in every if o.cfg is None]
+    return f"""## The paper's order
+
+Direct Inversion ([arXiv:2310.01506](https://arxiv.org/abs/2310.01506)) reports for the background
+of edits with Prompt-to-Prompt {" > ".join(METHODS[key].name for key in CLAIM)}. Here it is
+{order(outcomes)}. Edit by edit, where more than two standard errors decide:
+
+{claims(outcomes)}
+
+The same, of edits in which both succeed:
+
+{claims(outcomes, succeeded=True)}
+
+## At equal edit success
+
+A lower guidance keeps more and changes less. So the methods are compared where they succeed equally
+often, in a straight line from one guidance to the next:
+
+{equal_success(every)}"""
+
+
 def page(outcomes: list[Outcome], best: Sequence[Score]) -> str:
     """The results page."""
+    every, outcomes = outcomes, [o for o in outcomes if o.cfg is None]
     count = len({o.task for o in outcomes})
     cross, own = CROSS_WINDOW[1], SELF_WINDOW[1]
     differs = "\n".join(f"- {m.name}: {m.differs}" for m in METHODS.values() if m.differs)
@@ -178,18 +160,7 @@ row. *Drawn edited*: the true result, through the VAE.
 By kind of edit, success and background:
 
 {by_kind(outcomes)}
-## The paper's order
-
-Direct Inversion ([arXiv:2310.01506](https://arxiv.org/abs/2310.01506)) reports for the background
-of edits with Prompt-to-Prompt {" > ".join(METHODS[key].name for key in CLAIM)}. Here it is
-{order(outcomes)}. Edit by edit, where more than two standard errors decide:
-
-{claims(outcomes)}
-
-The same, of edits in which both succeed:
-
-{claims(outcomes, succeeded=True)}
-
+{_order_section(every)}
 ![The first edits by every method](inversions.jpg)
 
 `python dev.py bench inversions --write` makes this page. {date.today():%d %B %Y},

@@ -1,21 +1,24 @@
 """Every inversion under the same edit: what comes back, what changes, what stays, what it costs.
 
-    python dev.py bench inversions [--count 60] [--methods NAME,...] [--kept] [--write]
+    python dev.py bench inversions [--count 60] [--methods NAME,...] [--cfg 2,3] [--kept] [--write]
 
 Scenes of the embedded model are edited under Prompt-to-Prompt (`scene_edits`): colour, shape,
 texture and background in turn. All methods have the same steps, guidance and windows; where one
 needs others, `inversion_methods` says so. Rows and seconds are those of inversion and edit; what it
 takes to follow a drifting source for its reconstruction is in neither. Seconds are those of the
-processor, on one core: what else it had to do does not count. What was measured is kept in
+processor, on one core: what else it had to do does not count. --cfg measures them at
+other guidances too, so that they can be compared where they succeed equally often
+(`inversion_success`). What was measured is kept in
 benchmarks/results/inversions.jsonl, so that an interrupted run goes on, and so that several may
 measure different methods at once. With --write the table goes to benchmarks/results/inversions.md,
 and a sheet of some edits to inversions.jpg.
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -25,8 +28,13 @@ from ..demo.model_files import WEIGHTS
 from ..hosts.diffusers import DiffusersModel, load_folder
 from ..hosts.sheet import Sheet, as_picture, draw_sheet
 from .inversion_methods import METHODS, edit
-from .inversion_page import Outcome, page, table
+from .inversion_outcome import Outcome
+from .inversion_page import page, table
+from .inversion_success import equal_success
 from .scene_edits import Score, Task, psnr, score, tasks
+
+#: A method, the number of a task, and a guidance that is not the method's own.
+Key = tuple[str, int, float | None]
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = RESULTS / "inversions.jsonl"
@@ -35,32 +43,36 @@ KEPT = RESULTS / "inversions.jsonl"
 SHOWN = 8
 
 
-def run(model: DiffusersModel, name: str, number: int, task: Task) -> Outcome:
+def run(model: DiffusersModel, key: Key, task: Task) -> Outcome:
     """One edit, judged."""
-    edited = edit(model, task, METHODS[name])
+    name, number, cfg = key
+    method = METHODS[name]
+    edited = edit(model, task, method if cfg is None else replace(method, cfg=cfg))
     latent = model.encode(task.picture)
     round_trip, row, image = map(model.decode, (latent, edited.source, edited.latent))
     back = None if torch.equal(edited.source, latent) else psnr(row, round_trip)
     found = score(task, image, round_trip)
-    return Outcome(name, number, task.kind, found, back, edited.rows, round(edited.seconds, 2))
+    return Outcome(name, number, task.kind, found, back, edited.rows, round(edited.seconds, 2), cfg)
 
 
-def kept() -> dict[tuple[str, int], Outcome]:
+def kept() -> dict[Key, Outcome]:
     """What earlier runs measured."""
     if not KEPT.exists():
         return {}
     outcomes = (Outcome.read(line) for line in KEPT.read_text().splitlines())
-    return {(o.method, o.task): o for o in outcomes}
+    return {(o.method, o.task, o.cfg): o for o in outcomes}
 
 
-def measure(model: DiffusersModel, every: list[Task], names: list[str]) -> Iterator[Outcome]:
+def measure(
+    model: DiffusersModel, every: list[Task], names: list[str], guidances: list[float | None]
+) -> Iterator[Outcome]:
     """All outcomes, those already kept without running them again."""
     done = kept()
     for number, task in enumerate(every):
-        for name in names:
-            outcome = done.get((name, number))
+        for key in itertools.product(names, [number], guidances):
+            outcome = done.get(key)
             if outcome is None:
-                outcome = run(model, name, number, task)
+                outcome = run(model, key, task)
                 with KEPT.open("a") as file:
                     file.write(json.dumps(asdict(outcome)) + "\n")
             yield outcome
@@ -89,6 +101,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py bench inversions", description=__doc__)
     parser.add_argument("--count", type=int, default=60, help="how many edits")
     parser.add_argument("--methods", default=",".join(METHODS), help="which, by commas")
+    parser.add_argument("--cfg", default="", help="guidances, by commas, in place of their own")
     parser.add_argument("--kept", action="store_true", help="measure nothing that is not kept")
     parser.add_argument("--write", action="store_true", help="write the page and the sheet")
     options = parser.parse_args(arguments)
@@ -98,10 +111,12 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     model, every = load_folder(WEIGHTS), tasks(options.count)
     if not options.kept:
-        for outcome in measure(model, every, names):
+        guidances = [float(cfg) for cfg in options.cfg.split(",") if cfg] or [None]
+        for outcome in measure(model, every, names, guidances):
             print(outcome, flush=True)
     outcomes = [o for o in kept().values() if o.method in names and o.task < options.count]
-    print(table(outcomes))
+    print(table([o for o in outcomes if o.cfg is None]))
+    print(equal_success(outcomes))
     if options.write:
         best = ceiling(model, every)
         RESULTS.joinpath("inversions.md").write_text(page(outcomes, best), encoding="utf-8")

@@ -5,9 +5,8 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from palimpsest.benchmarks.inversion_outcome import CLAIM, Outcome
 from palimpsest.benchmarks.inversion_page import (
-    CLAIM,
-    Outcome,
     by_kind,
     claims,
     order,
@@ -15,6 +14,7 @@ from palimpsest.benchmarks.inversion_page import (
     table,
     versus,
 )
+from palimpsest.benchmarks.inversion_success import Point, background_at, curve, equal_success
 from palimpsest.benchmarks.scene_edits import CELL, CHOICES, Score, psnr, score, tasks
 from palimpsest.demo.scenes import EXCLUDED, render
 
@@ -156,3 +156,43 @@ def test_a_kept_line_is_read_back_and_the_page_tells_all():
     assert "3 scenes of the embedded model" in told
     assert "| Null-text | 3 | exact |" in told
     assert "> Null-text > Negative-prompt > DDIM" in told
+
+
+# --- equal success
+
+
+def at(cfg, success, background):
+    return Point(cfg, 10, success, background)
+
+
+@pytest.mark.parametrize(
+    ("success", "background"),
+    [(0.5, 30.0), (0.75, 28.0), (1.0, 26.0), (0.6, 29.2), (0.4, None)],
+)
+def test_the_background_is_read_off_the_line_between_two_guidances(success, background):
+    points = [at(2.0, 0.5, 30.0), at(3.0, 1.0, 26.0), at(5.0, 1.0, 20.0)]
+    assert background_at(points, success) == (background and pytest.approx(background))
+
+
+def test_of_guidances_that_succeed_equally_often_the_better_counts():
+    assert background_at([at(3.0, 1.0, 26.0), at(5.0, 1.0, 20.0)], 1.0) == 26.0
+    assert background_at([at(5.0, 1.0, 20.0)], 0.5) is None
+
+
+def test_guidances_are_gathered_and_the_methods_own_is_one_of_them():
+    rows = [outcome("direct", n, 20.0 + n, success=n > 0) for n in range(2)]
+    rows += [replace(outcome("direct", 0, 30.0, success=False), cfg=2.0)]
+    assert curve(rows, "direct") == [Point(2.0, 1, 0.0, 30.0), Point(5.0, 2, 0.5, 20.5)]
+    rows += [outcome("ddim", n, 20.0, success=n > 2) for n in range(4)]
+    told = equal_success(rows)
+    assert "| Direct Inversion | 2 | 1 | 0% | 30.0 dB |" in told
+    assert "- At 25% success: DDIM 20.0 dB, Direct Inversion 25.2 dB." in told
+    assert "- At 50% success: Direct Inversion 20.5 dB, DDIM does not come to that." in told
+
+
+def test_the_page_takes_its_tables_from_the_methods_own_guidance():
+    rows = [outcome(key, n, 20.0) for key in CLAIM for n in range(3)]
+    rows += [replace(outcome("ddim", n, 40.0), cfg=2.0) for n in range(3)]
+    told = page(rows, [rows[0].score])
+    assert "| DDIM | 3 | 20.0 dB | 100% | 100% | 100% | 20.0 dB |" in told
+    assert "| DDIM | 2 | 3 | 100% | 40.0 dB |" in told
