@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hosts.diffusers import DiffusersUNet, Prompt
+from ..hosts.diffusers_prompt import Prompt
+from ..hosts.diffusers_unet import DiffusersUNet
 from ..pipelines.attention.tokens import PromptTokens, Word
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.schedule import sigma_from_alpha

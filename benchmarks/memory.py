@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..hosts.diffusers import DiffusersUNet, Prompt
 from ..hosts.diffusers_null_text import invert_null_text
+from ..hosts.diffusers_prompt import Prompt
+from ..hosts.diffusers_unet import DiffusersUNet
 from ..pipelines.attention.tokens import PromptTokens
 from ..pipelines.inversion.null_text import NullText
 from .machine import describe_machine

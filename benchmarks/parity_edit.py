@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hosts.diffusers import Prompt
+from ..hosts.diffusers_prompt import Prompt
 from ..pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
+from ..pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction, residual
 from ..pipelines.denoiser import RowCount
-from ..pipelines.editing import DIRECT_INVERSION, UNCORRECTED, Correction, residual
 from ..pipelines.schedule import step_down, vp_scale
 from ..pipelines.trajectory import Trajectory
 from .golden import Case, Folder, Result, error, input_latent

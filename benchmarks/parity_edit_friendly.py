@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hosts.diffusers import Prompt
 from ..hosts.diffusers_noise_space import invert_noise
+from ..hosts.diffusers_prompt import Prompt
 from ..pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
+from ..pipelines.correction import DIRECT_INVERSION, residual
 from ..pipelines.denoiser import RowCount
-from ..pipelines.editing import DIRECT_INVERSION, Edit, residual
+from ..pipelines.editing import Edit
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.inversion.noise_space import EDIT_FRIENDLY
 from ..pipelines.schedule import Step, step_down, vp_scale

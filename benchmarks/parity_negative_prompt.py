@@ -7,8 +7,8 @@ nothing is pulled here. Its quantile is over the source row too, whose differenc
 from dataclasses import replace
 
 from ..hosts.diffusers_negative_prompt import invert_negative_prompt
+from ..pipelines.correction import UNCORRECTED
 from ..pipelines.denoiser import RowCount
-from ..pipelines.editing import UNCORRECTED
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.proximal import Proximal
 from ..pipelines.schedule import vp_scale

@@ -7,8 +7,8 @@ latents are compared, not embeddings, and less closely than elsewhere.
 from dataclasses import replace
 
 from ..hosts.diffusers_null_text import invert_null_text
+from ..pipelines.correction import DIRECT_INVERSION
 from ..pipelines.denoiser import RowCount
-from ..pipelines.editing import DIRECT_INVERSION
 from ..pipelines.inversion.null_text import NullText
 from ..pipelines.schedule import vp_scale
 from .golden import Case, Folder, Result, input_latent

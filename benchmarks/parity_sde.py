@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ..pipelines.copy_paste import Brush, Cell, Move, copy_paste
+from ..pipelines.correction import CYCLE, UNCORRECTED, Correction
 from ..pipelines.couplings import OnStep, markov, one_noise
 from ..pipelines.denoiser import Denoiser, Guidance, RowCount, constant, ramp
 from ..pipelines.drag import drag, plan
-from ..pipelines.editing import CYCLE, UNCORRECTED, Branches, Correction, Edit, Edited
+from ..pipelines.editing import Branches, Edit, Edited
 from ..pipelines.noise import Draw
 from ..pipelines.schedule import sigma_from_alpha, vp_scale
 from ..pipelines.sdedit import sdedit

@@ -21,8 +21,8 @@ from ..hosts.diffusers_style_diffusion import invert_style_diffusion
 from ..pipelines.attention.features import FeatureRecorder
 from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
 from ..pipelines.copy_paste import Brush
+from ..pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction
 from ..pipelines.denoiser import RowCount
-from ..pipelines.editing import DIRECT_INVERSION, UNCORRECTED, Correction
 from ..pipelines.inversion.negative_prompt import negative_prompt
 from ..pipelines.inversion.noise_space import EDIT_FRIENDLY
 from ..pipelines.inversion.null_text import NullText

@@ -19,8 +19,13 @@ Replacement = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 PATCH_NAMES: dict[str, Kind] = {"attn1": "self", "attn2": "cross"}
 
 
-def require_unet(model: BaseModel, feature: str) -> None:
+def require_unet(model: BaseModel, feature: str, *, instead: str = "") -> None:
     """Refuse models without a UNet's cross-attention.
+
+    Args:
+        model: From the wire.
+        feature: What needs it, for messages.
+        instead: What can be done with the model as it is, for messages.
 
     Raises:
         PalimpsestError: Naming the model and the feature.
@@ -28,7 +33,7 @@ def require_unet(model: BaseModel, feature: str) -> None:
     if not isinstance(model.diffusion_model, UNetModel):
         raise PalimpsestError(
             f"{feature} needs a UNet with cross-attention (SD 1.x, SD 2.x, SDXL), the model is "
-            f"{type(model).__name__}: load such a checkpoint, or edit without the control."
+            f"{type(model).__name__}: load such a checkpoint{instead and f', or {instead}'}."
         )
 
 

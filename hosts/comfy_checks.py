@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.trajectory import Trajectory
-from .comfy import Conditioning
 from .comfy_fingerprint import fingerprint, same_model
+from .comfy_guidance import Conditioning
 from .comfy_space import space_of
 
 

@@ -14,17 +14,19 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..pipelines.attention.bank import Bank, Control
+from ..pipelines.correction import Correction, correction_along
 from ..pipelines.denoiser import constant
-from ..pipelines.editing import Branches, Correction, Edit, Editing, correction_along
+from ..pipelines.editing import Branches, Edit, Editing
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.inversion.edict import CoupledEdit
 from ..pipelines.proximal import ProximalGuidance
 from ..pipelines.trajectory import Recipe, Trajectory
-from .comfy import BranchGuider, Conditioning, Session, run
+from .comfy import Session, run
 from .comfy_attention import require_unet
 from .comfy_checks import check_mask_count, check_owner, check_trajectory
 from .comfy_features import features_key
 from .comfy_fingerprint import guided_key
+from .comfy_guidance import BranchGuider, Conditioning
 from .comfy_proximal import check_proximal
 from .comfy_space import OURS, Space, host_levels, space_of
 from .comfy_values import along
@@ -97,7 +99,7 @@ class EditRequest:
         self.trajectory.recipe.check_cfg(self.cfg)
         check_proximal(self.model, self.trajectory.recipe.proximal, self.cfg)
         if self.control is not None:
-            require_unet(self.model.model, "Prompt-to-Prompt")
+            require_unet(self.model.model, "Prompt-to-Prompt", instead="edit without the control")
             check_owner(self.control.source, self.source, "source")
             check_owner(self.control.target, self.target, "target")
         prompts, pictures = self.prompts, len(self.trajectory.origin)

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from ..pipelines.attention.bank import QKV, Site
 from ..pipelines.attention.features import Kept, Store
 from ..pipelines.errors import PalimpsestError
-from .comfy import Conditioning
 from .comfy_fingerprint import source_key
+from .comfy_guidance import Conditioning
 
 MIB = 2**20
 

@@ -7,7 +7,7 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from .comfy import Conditioning
+from .comfy_guidance import Conditioning
 
 
 def fingerprint(model: ModelPatcher) -> str:

@@ -17,8 +17,9 @@ from ..pipelines.denoiser import RowCount
 from ..pipelines.editing import Edit
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.schedule import step_down
-from .comfy import BranchGuider, Session, require_variance_preserving
+from .comfy import Session, require_variance_preserving
 from .comfy_editing import EditRequest
+from .comfy_guidance import BranchGuider
 
 
 class EditGuider(BranchGuider):

@@ -11,26 +11,32 @@ loss, both as published with SDE-Drag.
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
 import comfy.model_sampling
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import LoRAAdapter, WeightAdapterTrainBase
 from comfy_extras import nodes_train
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..pipelines.errors import PalimpsestError
-from .comfy import Conditioning, require_variance_preserving
-from .comfy_attention import require_unet
+from .comfy import require_variance_preserving
 from .comfy_checks import check_samples
+from .comfy_guidance import Conditioning
 from .comfy_lora_strength import beside
+from .comfy_training import (
+    check_learned,
+    check_trainable,
+    in_training,
+    plain_attention,
+    recomputed,
+    with_copied_weights,
+)
 
 RANKS = (1, 128)
 STEPS = (1, 10000)
@@ -74,24 +80,14 @@ class IdentityRequest:
             PalimpsestError: In one sentence.
         """
         require_variance_preserving(self.model, "Identity LoRA")
-        require_unet(self.model.model, "Identity LoRA")
-        if "multigpu_clones" in self.model.model_options:
-            raise PalimpsestError(
-                "Identity LoRA trains on one GPU, this model is split over several: "
-                "remove the multi-GPU node."
-            )
-        if self.model.injections:
-            raise PalimpsestError(
-                "The model carries a LoRA in bypass mode, which training would go through: "
-                "load that LoRA with the plain Load LoRA node."
-            )
+        check_trainable(self.model, "Identity LoRA")
         check_samples(self.model, self.latent["samples"])
         if "noise_mask" in self.latent:
             raise PalimpsestError(
                 "The latent carries a noise mask, but the LoRA learns the whole picture: "
                 "remove Set Latent Noise Mask and give the mask to the drag."
             )
-        _check_prompt(self.positive)
+        check_learned(self.positive, "positive", "Identity LoRA")
         _check_range("Rank", self.rank, RANKS)
         _check_range("Steps", self.steps, STEPS)
         if not 0 < self.learning_rate <= 1:
@@ -99,20 +95,6 @@ class IdentityRequest:
                 f"The learning rate must be above 0 and at most 1, got {self.learning_rate}: "
                 "0.0002 is the published one."
             )
-
-
-def _check_prompt(positive: Conditioning) -> None:
-    if len(positive) != 1:
-        raise PalimpsestError(
-            f"The positive conditioning has {len(positive)} entries, Identity LoRA takes one: "
-            "combine or area nodes cannot be used with it."
-        )
-    extras = sorted({"control", "gligen", "hooks"} & positive[0][1].keys())
-    if extras:
-        raise PalimpsestError(
-            f"The positive conditioning carries {' and '.join(extras)}, Identity LoRA learns with "
-            "the prompt alone: connect the CLIP Text Encode itself."
-        )
 
 
 def _check_range(what: str, value: int, allowed: tuple[int, int]) -> None:
@@ -154,18 +136,18 @@ def train_identity(request: IdentityRequest) -> IdentityLora:
     # Everything else leaves the GPU first: core's estimate of memory is for sampling. Its loading
     # moves weights in place, which those made in inference mode allow in that mode alone.
     comfy.model_management.load_models_gpu([model], memory_required=1e20, force_full_load=True)
-    # Core draws from torch's global generator.
+    # Core draws from torch's generator of the CPU, which gets its state back.
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.random.fork_rng(devices=[]),
-        _in_training(),
+        in_training(),
     ):
-        torch.manual_seed(request.seed % 2**63)
+        torch.default_generator.manual_seed(request.seed % 2**63)
         adapters = _new_adapters(model, request.rank)
         with (
             beside(model.model, adapters, torch.ones(1, device=model.load_device)),
-            _recomputed(model.model.diffusion_model),
+            recomputed(model.model.diffusion_model),
         ):
             before, after = _optimise(model, request, adapters, losses.append)
         weights = {
@@ -301,19 +283,12 @@ def _compute_dtype(model: BaseModel) -> torch.dtype:
 
 def _trainable(model: ModelPatcher) -> ModelPatcher:
     """A clone through which gradients flow; it shares the weights of `model`."""
-    clone = model.clone(disable_dynamic=True)
+    clone = with_copied_weights(model)
     # Attention patches and wrappers of other nodes are made for sampling, not for gradients; and
     # some of the attention kernels a user may choose have none.
-    clone.model_options = {"transformer_options": {"optimized_attention_override": _plain}}
+    clone.model_options = {"transformer_options": {"optimized_attention_override": plain_attention}}
     clone.wrappers.clear()
-    # Autograd refuses to keep weights that were made in inference mode; copies of them it keeps.
-    for name, _ in clone.model.named_parameters():
-        clone.add_weight_wrapper(name, Tensor.clone)
     return clone
-
-
-def _plain(_chosen: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
-    return attention_pytorch(*args, **options)
 
 
 def _new_adapters(model: ModelPatcher, rank: int) -> dict[str, WeightAdapterTrainBase]:
@@ -326,29 +301,3 @@ def _new_adapters(model: ModelPatcher, rank: int) -> dict[str, WeightAdapterTrai
             adapter = LoRAAdapter.create_train(like, rank=rank, alpha=float(rank))
             adapters[name] = adapter.to(model.load_device)
     return adapters
-
-
-@contextmanager
-def _in_training() -> Iterator[None]:
-    """Tell core that its layers must keep what gradients need."""
-    comfy.model_management.in_training = True
-    try:
-        yield
-    finally:
-        comfy.model_management.in_training = False
-        comfy.model_management.soft_empty_cache()
-
-
-@contextmanager
-def _recomputed(network: nn.Module) -> Iterator[None]:
-    """Recompute each block in the backward pass instead of keeping all in memory."""
-    found = nodes_train.find_modules_at_depth(network, depth=2)
-    blocks = [block for block in found if "forward" not in vars(block)]
-    try:
-        for block in blocks:
-            nodes_train.patch(block)
-        yield
-    finally:
-        for block in blocks:
-            nodes_train.unpatch(block)
-            vars(block).pop("forward", None)  # core leaves the class's own method there

@@ -18,12 +18,13 @@ from ..pipelines.errors import PalimpsestError
 from ..pipelines.schedule import check_falling
 from ..pipelines.solvers import Solver, fixed_point
 from ..pipelines.trajectory import Recipe, Trajectory
-from .comfy import BranchGuider, Conditioning, Session
+from .comfy import Session
 from .comfy_attention import require_unet
 from .comfy_checks import check_samples
 from .comfy_editing import Spent, timed
 from .comfy_features import features_key
 from .comfy_fingerprint import fingerprint
+from .comfy_guidance import BranchGuider, Conditioning
 from .comfy_space import Space, host_levels, rising_sigmas, space_of
 
 
@@ -166,7 +167,9 @@ def check_recorder(picture: Picture, convention: Convention) -> None:
     Raises:
         PalimpsestError: In one sentence.
     """
-    require_unet(picture.model.model, "Keeping source features")
+    require_unet(
+        picture.model.model, "Keeping source features", instead="set source_features to off"
+    )
     if convention != "current":
         raise PalimpsestError(
             f"The convention is {convention}, which never shows the model the stages themselves: "

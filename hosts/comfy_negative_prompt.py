@@ -6,9 +6,10 @@ from ..pipelines.couplings import Convention
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.inversion.negative_prompt import negative_prompt
 from ..pipelines.trajectory import Trajectory
-from .comfy import Conditioning, require_variance_preserving
+from .comfy import require_variance_preserving
 from .comfy_attention import require_unet
 from .comfy_editing import Spent
+from .comfy_guidance import Conditioning
 from .comfy_inversion import Picture, invert_ddim
 
 
@@ -29,7 +30,7 @@ def invert_negative_prompt(
         PalimpsestError: If the model has no UNet, or a prompt is more than one embedding.
     """
     require_variance_preserving(picture.model, picture.feature)
-    require_unet(picture.model.model, picture.feature)
+    require_unet(picture.model.model, picture.feature, instead="take Invert (DDIM)")
     source = embedding_of(picture.positive, "positive", picture)
     null = embedding_of(picture.negative, "negative", picture) if interpolation else None
     chain, spent = invert_ddim(picture, convention=convention, refinement=0)

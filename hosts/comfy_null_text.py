@@ -22,8 +22,9 @@ from ..pipelines.inversion.null_text import (
 from ..pipelines.trajectory import Recipe, Trajectory
 from .comfy import Session, require_variance_preserving
 from .comfy_editing import Spent
-from .comfy_gradients import check_learned, gradients, trainable
+from .comfy_gradients import gradients, trainable
 from .comfy_inversion import Picture
+from .comfy_training import check_learned
 
 
 @dataclass(frozen=True)

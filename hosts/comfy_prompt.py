@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..pipelines.attention.tokens import PromptTokens, Word
 from ..pipelines.errors import PalimpsestError
-from .comfy import Conditioning
+from .comfy_guidance import Conditioning
 
 #: Encoders whose tokens a UNet attends to, by the keys of `clip.tokenize`; SDXL has l and g.
 ENCODERS = ("l", "h", "g")

@@ -10,17 +10,19 @@ import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..pipelines.correction import CYCLE
 from ..pipelines.cycle_sde import Recorder
 from ..pipelines.denoiser import Denoiser, constant
 from ..pipelines.diffedit import edit_mask
-from ..pipelines.editing import CYCLE, Branches, Edit
+from ..pipelines.editing import Branches, Edit
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.noise import seeded
 from ..pipelines.trajectory import Trajectory
-from .comfy import BranchGuider, Conditioning, Session
+from .comfy import Session
 from .comfy_checks import check_mask_count, check_samples, check_trajectory
 from .comfy_editing import Spent, latent_mask, timed
 from .comfy_fingerprint import conditioning_key, guided_key
+from .comfy_guidance import BranchGuider, Conditioning
 from .comfy_inversion import describe
 from .comfy_levels import sigma_of_part
 from .comfy_space import Space, host_levels, rising_sigmas, space_of

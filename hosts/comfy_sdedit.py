@@ -11,9 +11,10 @@ from torch import Tensor
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.noise import seeded
 from ..pipelines.sdedit import sdedit, sigma_of_t0_ve, sigma_of_t0_vp
-from .comfy import BranchGuider, Conditioning, Session
+from .comfy import Session
 from .comfy_checks import check_mask_count, check_samples
 from .comfy_editing import Spent, latent_mask, timed
+from .comfy_guidance import BranchGuider, Conditioning
 from .comfy_space import Space, host_levels, rising_sigmas, space_of
 from .comfy_trajectory import schedule
 

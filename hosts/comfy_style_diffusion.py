@@ -16,8 +16,9 @@ from ..pipelines.trajectory import Trajectory
 from .comfy import Session, require_variance_preserving
 from .comfy_attention import heads_of
 from .comfy_editing import Spent
-from .comfy_gradients import check_learned, gradients, trainable
+from .comfy_gradients import gradients, trainable
 from .comfy_inversion import Picture
+from .comfy_training import check_learned
 from .comfy_values import with_values
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.schedule import check_falling
-from ..pipelines.trajectory import Recipe, Trajectory, from_tensors, to_tensors
+from ..pipelines.trajectory import Recipe, Trajectory
+from ..pipelines.trajectory_file import from_tensors, to_tensors
 from .comfy_checks import check_samples
 from .comfy_files import SUFFIX, write_numbered
 from .comfy_inversion import describe

@@ -19,7 +19,8 @@ from ..pipelines.schedule import ddim_timesteps, vp_scale
 from ..pipelines.trajectory import Recipe, Trajectory
 
 if TYPE_CHECKING:
-    from .diffusers import DiffusersUNet, Prompt
+    from .diffusers_prompt import Prompt
+    from .diffusers_unet import DiffusersUNet
 
 
 def edict_sigmas(model: DiffusersUNet, steps: int = 50, *, strength: float = 0.8) -> Tensor:

@@ -6,7 +6,8 @@ from ..pipelines.couplings import Convention
 from ..pipelines.denoiser import RowCount
 from ..pipelines.inversion.negative_prompt import negative_prompt
 from ..pipelines.trajectory import Trajectory
-from .diffusers import DiffusersUNet, Prompt
+from .diffusers_prompt import Prompt
+from .diffusers_unet import DiffusersUNet
 
 
 def invert_negative_prompt(

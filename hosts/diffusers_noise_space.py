@@ -11,7 +11,8 @@ from ..pipelines.denoiser import RowCount
 from ..pipelines.inversion.noise_space import NoiseSpace, invert_into_noise
 from ..pipelines.noise import Draw, seeded
 from ..pipelines.trajectory import Recipe, Trajectory
-from .diffusers import DiffusersUNet, Prompt, guided_key
+from .diffusers_prompt import Prompt, guided_key
+from .diffusers_unet import DiffusersUNet
 
 
 def invert_noise(

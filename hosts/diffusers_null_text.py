@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..pipelines.denoiser import RowCount
 from ..pipelines.inversion.null_text import Fitted, NullText, Variant, carried_by, fit
 from ..pipelines.trajectory import Trajectory
-from .diffusers import DiffusersUNet, Prompt
+from .diffusers_prompt import Prompt
+from .diffusers_unet import DiffusersUNet
 
 
 def invert_null_text(

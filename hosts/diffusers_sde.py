@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..pipelines.copy_paste import Brush, Cell, Regions
+from ..pipelines.correction import CYCLE
 from ..pipelines.cycle_sde import Recorder
 from ..pipelines.denoiser import Guidance, RowCount, constant, ramp
 from ..pipelines.drag import OnDrag, drag, plan
-from ..pipelines.editing import CYCLE, Branches, Edit
+from ..pipelines.editing import Branches, Edit
 from ..pipelines.noise import seeded
 from ..pipelines.schedule import vp_scale
-from .diffusers import DiffusersUNet, Prompt
+from .diffusers_prompt import Prompt
+from .diffusers_unet import DiffusersUNet
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,9 @@ from ..pipelines.denoiser import RowCount
 from ..pipelines.inversion.image_tokens import fit_width, latent_tokens
 from ..pipelines.inversion.style_diffusion import Fitted, Fitting, Source, fit, recipe_of
 from ..pipelines.trajectory import Trajectory
-from .diffusers import DiffusersUNet, Prompt
 from .diffusers_attention import transformer_blocks
+from .diffusers_prompt import Prompt
+from .diffusers_unet import DiffusersUNet
 
 
 def invert_style_diffusion(

@@ -5,7 +5,8 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from comfy_api.latest import io, ui
 
-from ..hosts.comfy_drag import Drag, DragPath, DragRequest, paste_on_latent, start_drag
+from ..hosts.comfy_copy_paste import paste_on_latent
+from ..hosts.comfy_drag import Drag, DragPath, DragRequest, start_drag
 from ..hosts.comfy_graph import show_in_node
 from ..hosts.comfy_levels import part_of_schedule
 from ..hosts.comfy_pictures import save_picture

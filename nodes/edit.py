@@ -6,7 +6,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..hosts.comfy_editing import EditRequest, cost_text, edit, reconstruction_text
 from ..hosts.comfy_graph import is_wired
 from ..hosts.comfy_guider import EditGuider
-from ..pipelines.editing import ADD_SOURCE, ADD_TARGET, UNCORRECTED, Correction
+from ..pipelines.correction import ADD_SOURCE, ADD_TARGET, UNCORRECTED, Correction
 from .wires import Control, Trajectory, report
 
 CATEGORY = "palimpsest/edit"

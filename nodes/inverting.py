@@ -8,9 +8,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..hosts.comfy import Conditioning
 from ..hosts.comfy_checks import refuse_noise_mask
 from ..hosts.comfy_editing import Spent
+from ..hosts.comfy_guidance import Conditioning
 from ..hosts.comfy_inversion import Picture
 from ..hosts.comfy_trajectory import noise_of_trajectory, schedule
 from ..pipelines.errors import PalimpsestError

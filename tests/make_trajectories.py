@@ -63,7 +63,7 @@ def make_all() -> dict:
 def main(names: list[str]) -> None:
     """Write the files that lack."""
     import torch
-    from palimpsest.pipelines.trajectory import to_tensors
+    from palimpsest.pipelines.trajectory_file import to_tensors
     from safetensors.torch import save_file
 
     for name, make in make_all().items():

@@ -31,7 +31,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attention.cross_maps import CrossMaps
 from ..couplings import OnStep, ddim
@@ -39,6 +39,7 @@ from ..denoiser import Denoiser, guide
 from ..errors import PalimpsestError
 from ..schedule import step_down, vp_scale
 from ..trajectory import Recipe
+from .mapping_network import ValueMapping, mapping_of, new_networks
 
 #: The steps that the published constants count.
 PUBLISHED_STEPS = 50
@@ -144,24 +145,6 @@ def recipe_of(fitting: Fitting, rows: int, value_window: float) -> Recipe:
     )
 
 
-class ValueMapping(nn.Module):
-    """M: [1, E, C] image tokens to [2, T, C], the scale and the shift of T text tokens."""
-
-    def __init__(self, image_tokens: int, text_tokens: int) -> None:
-        super().__init__()
-        width = 2 * text_tokens
-        self.layers = nn.Sequential(
-            nn.Conv1d(image_tokens, width, kernel_size=1),
-            nn.Conv1d(width, width, kernel_size=1),
-            nn.BatchNorm1d(width, track_running_stats=False),
-            nn.LeakyReLU(),
-            nn.Conv1d(width, width, kernel_size=1),
-        )
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.layers(tokens)[0].unflatten(0, (2, -1))
-
-
 def rounds_per_step(steps: int, total: int) -> list[int]:
     """Rounds of every step, the noisiest first: ceil(a exp(-0.1 i)), with the a that gives `total`.
 
@@ -213,7 +196,7 @@ def fit(
     steps = len(sigmas) - 1
     rounds = rounds_per_step(steps, fitting.rounds)
     chain, maps = _invert(source, x0, sigmas, on_step)
-    networks = _networks(tokens, source.context[0], fitting.seed)
+    networks = new_networks(tokens, source.context[0], fitting.seed)
     path, values, losses, spent = [chain[-1]], [], [], 0
     for i, most in enumerate(rounds):
         level, x = steps - i, path[-1]
@@ -223,7 +206,7 @@ def fit(
             uncond = source.uncond(x, way.sigma)
         done, loss = way.learn(networks, tokens, (x, uncond), (chain[level - 1], seen), most)
         with torch.no_grad():
-            mapping = _mapping(networks, tokens)
+            mapping = mapping_of(networks, tokens)
             x, denoised = way.walk(x, uncond, mapping)
         path.append(x)
         values.append(mapping)
@@ -292,7 +275,7 @@ class _Way:
         learns = [True] * len(networks)
         while any(learns) and done < most:
             with torch.enable_grad():
-                x_next, _ = self.walk(*start, _mapping(networks, tokens))
+                x_next, _ = self.walk(*start, mapping_of(networks, tokens))
                 losses = self._losses(x_next, *wanted)
                 losses.sum().backward()
             done += 1
@@ -314,25 +297,6 @@ class _Way:
                 per_picture = (seen - aim).square().flatten(1).mean(1)
                 losses = losses + self.fitting.map_weight * per_picture
         return losses
-
-
-def _mapping(networks: list[ValueMapping], tokens: Tensor) -> Tensor:
-    """[2, B, T, C] scale and shift for every picture."""
-    return torch.stack(
-        [network(own) for network, own in zip(networks, tokens.split(1), strict=True)], dim=1
-    )
-
-
-def _networks(tokens: Tensor, text_tokens: int, seed: int) -> list[ValueMapping]:
-    """One network for every picture, all alike at first: a batch learns as its pictures do."""
-    made = []
-    for _ in range(len(tokens)):
-        # The layers draw their first weights from torch's generator of the CPU, which gets its
-        # state back; those of other devices are not touched.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed % 2**63)
-            made.append(ValueMapping(tokens.shape[1], text_tokens).to(tokens.device))
-    return made
 
 
 def _check_finite(losses: list[float], i: float) -> None:

@@ -10,8 +10,8 @@ from palimpsest.hosts.comfy_inversion import Picture, invert_ddim
 from palimpsest.hosts.comfy_prompt import prompt_tokens
 from palimpsest.hosts.comfy_trajectory import schedule
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
+from palimpsest.pipelines.correction import DIRECT_INVERSION, Correction
 from palimpsest.pipelines.denoiser import RowCount
-from palimpsest.pipelines.editing import DIRECT_INVERSION, Correction
 
 SOURCE, TARGET = "a red heart on grass", "a blue heart on grass"
 

@@ -17,7 +17,7 @@ from palimpsest.hosts.comfy_guider import EditGuider
 from palimpsest.hosts.comfy_inversion import Picture, invert_ddim
 from palimpsest.hosts.comfy_models import load_folder
 from palimpsest.hosts.comfy_trajectory import noise_of_trajectory, schedule
-from palimpsest.pipelines.editing import UNCORRECTED, Correction
+from palimpsest.pipelines.correction import UNCORRECTED, Correction
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree
 from palimpsest.tests.host.test_comfy_editing import latent_for, relative

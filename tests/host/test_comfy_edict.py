@@ -13,8 +13,8 @@ from palimpsest.hosts.comfy_inversion import Picture
 from palimpsest.hosts.comfy_models import load_folder
 from palimpsest.hosts.comfy_trajectory import schedule
 from palimpsest.hosts.diffusers_edict import invert_edict as invert_in_diffusers
+from palimpsest.pipelines.correction import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.denoiser import RowCount
-from palimpsest.pipelines.editing import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree, flow
 from palimpsest.tests.host.test_comfy_editing import latent_for, relative

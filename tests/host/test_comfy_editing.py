@@ -3,7 +3,7 @@ import torch
 from palimpsest.hosts.comfy_editing import edit
 from palimpsest.hosts.comfy_models import load_folder
 from palimpsest.hosts.comfy_trajectory import schedule
-from palimpsest.pipelines.editing import ADD_SOURCE, DIRECT_INVERSION, UNCORRECTED, Correction
+from palimpsest.pipelines.correction import ADD_SOURCE, DIRECT_INVERSION, UNCORRECTED, Correction
 from palimpsest.tests.host import agree
 
 #: fp32 on both sides; kernels and the order of sums differ.

@@ -8,9 +8,10 @@ import pytest
 import torch
 from comfy.conds import CONDCrossAttn
 from comfy.ldm.modules.attention import attention_pytorch
-from palimpsest.hosts.comfy_gradients import OutOfMemory, check_learned, gradients, trainable
+from palimpsest.hosts.comfy_gradients import OutOfMemory, gradients, trainable
 from palimpsest.hosts.comfy_inversion import Picture
 from palimpsest.hosts.comfy_models import load_folder
+from palimpsest.hosts.comfy_training import check_learned
 from palimpsest.hosts.comfy_trajectory import schedule
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree

@@ -21,6 +21,7 @@ from palimpsest.hosts.comfy_trajectory import load_trajectory, save_trajectory, 
 from palimpsest.nodes.drag import SDEDrag
 from palimpsest.nodes.sde import CycleSDE
 from palimpsest.pipelines.copy_paste import Brush
+from palimpsest.pipelines.denoiser import RowCount
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.points import DragPoints
 from palimpsest.tests.host.agree import encode
@@ -84,7 +85,7 @@ def test_both_hosts_make_the_same_edit(folder, loaded, eta):
     ours, _, spent = cycle_sde(asked)
     other = diffusers_host.load_folder(folder)
     scale = loaded.model.model.latent_format.scale_factor
-    rows = diffusers_host.RowCount()
+    rows = RowCount()
     theirs = diffusers_sde.cycle_sde(
         other.unet,
         asked.samples * scale,

@@ -10,7 +10,8 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from palimpsest.hosts import comfy as host
-from palimpsest.hosts.comfy_drag import DragRequest, paste_on_latent, start_drag
+from palimpsest.hosts.comfy_copy_paste import paste_on_latent
+from palimpsest.hosts.comfy_drag import DragRequest, start_drag
 from palimpsest.hosts.comfy_levels import part_of_schedule
 from palimpsest.hosts.comfy_models import load_folder
 from palimpsest.hosts.comfy_sde import CycleRequest, Draws, cycle_sde, diffedit

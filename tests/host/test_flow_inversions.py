@@ -22,7 +22,7 @@ from palimpsest.nodes.invert_cyclediffusion import InvertCycleDiffusion
 from palimpsest.nodes.invert_edit_friendly import InvertEditFriendly
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.attention.tokens import PromptTokens, Word
-from palimpsest.pipelines.editing import ADD_SOURCE, DIRECT_INVERSION, UNCORRECTED, Correction
+from palimpsest.pipelines.correction import ADD_SOURCE, DIRECT_INVERSION, UNCORRECTED, Correction
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.noise_space import EDIT_FRIENDLY, cycle_diffusion
 from palimpsest.pipelines.schedule import FLOW_T_MAX

@@ -12,7 +12,8 @@ import pytest
 import torch
 from comfy.weight_adapter.lora import LoraDiff
 from palimpsest.demo import scenes
-from palimpsest.hosts.comfy import BranchGuider, run
+from palimpsest.hosts.comfy import run
+from palimpsest.hosts.comfy_guidance import BranchGuider
 from palimpsest.hosts.comfy_identity import (
     MEASURED,
     IdentityRequest,
@@ -467,7 +468,7 @@ def test_several_prompts_are_refused(sd1):
 def test_a_controlnet_is_refused(sd1):
     wish = request_for(sd1)
     positive = [[wish.positive[0][0], {**wish.positive[0][1], "control": object()}]]
-    with pytest.raises(PalimpsestError, match="carries control"):
+    with pytest.raises(PalimpsestError, match="carries a ControlNet"):
         train_identity(changed(wish, positive=positive))
 
 

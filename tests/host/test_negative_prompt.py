@@ -15,13 +15,8 @@ from palimpsest.hosts.comfy_negative_prompt import invert_negative_prompt
 from palimpsest.hosts.comfy_prompt import prompt_tokens
 from palimpsest.hosts.comfy_proximal import with_proximal
 from palimpsest.hosts.comfy_trajectory import schedule
+from palimpsest.pipelines.correction import ADD_TARGET, DIRECT_INVERSION, UNCORRECTED, Correction
 from palimpsest.pipelines.denoiser import RowCount
-from palimpsest.pipelines.editing import (
-    ADD_TARGET,
-    DIRECT_INVERSION,
-    UNCORRECTED,
-    Correction,
-)
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.proximal import Proximal
 from palimpsest.pipelines.trajectory import Recipe

@@ -16,9 +16,9 @@ from palimpsest.hosts.comfy_trajectory import load_trajectory, save_trajectory, 
 from palimpsest.hosts.diffusers_noise_space import invert_noise as invert_headless
 from palimpsest.nodes.invert_cyclediffusion import InvertCycleDiffusion
 from palimpsest.nodes.invert_edit_friendly import InvertEditFriendly
+from palimpsest.pipelines.correction import ADD_TARGET, DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.couplings import independent, posterior
 from palimpsest.pipelines.denoiser import RowCount
-from palimpsest.pipelines.editing import ADD_TARGET, DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.noise_space import EDIT_FRIENDLY, cycle_diffusion
 from palimpsest.pipelines.noise import seeded

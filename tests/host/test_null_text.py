@@ -14,11 +14,11 @@ from palimpsest.hosts.comfy_models import load_folder
 from palimpsest.hosts.comfy_null_text import invert_null_text
 from palimpsest.hosts.comfy_trajectory import schedule
 from palimpsest.hosts.diffusers_null_text import invert_null_text as invert_headless
+from palimpsest.pipelines.correction import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.denoiser import RowCount
-from palimpsest.pipelines.editing import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.null_text import NullText
-from palimpsest.pipelines.trajectory import from_tensors, to_tensors
+from palimpsest.pipelines.trajectory_file import from_tensors, to_tensors
 from palimpsest.tests.host import agree
 from palimpsest.tests.host.flow import make_flux, prompt
 from palimpsest.tests.host.test_comfy_editing import latent_for, relative

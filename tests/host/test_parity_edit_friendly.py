@@ -11,7 +11,7 @@ from palimpsest.benchmarks import golden, parity, parity_edit_friendly
 from palimpsest.benchmarks.parity import main
 from palimpsest.benchmarks.parity_edit_friendly import Windows
 from palimpsest.pipelines.attention.prompt_to_prompt import cross_windows
-from palimpsest.pipelines.editing import CYCLE
+from palimpsest.pipelines.correction import CYCLE
 from safetensors.torch import load_file, save_file
 
 TESTS = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ from palimpsest.hosts.comfy_guider import EditGuider
 from palimpsest.hosts.comfy_models import load_folder
 from palimpsest.hosts.comfy_prompt import encode_batch, prompt_tokens
 from palimpsest.pipelines.attention.prompt_batch import rewrite_prompts
-from palimpsest.pipelines.editing import ADD_SOURCE, DIRECT_INVERSION, UNCORRECTED
+from palimpsest.pipelines.correction import ADD_SOURCE, DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree
 from palimpsest.tests.host.test_comfy_editing import latent_for, relative

@@ -21,8 +21,8 @@ from palimpsest.hosts.comfy_models import load_folder
 from palimpsest.hosts.comfy_trajectory import schedule
 from palimpsest.pipelines.attention.features import FeatureRecorder
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
+from palimpsest.pipelines.correction import ADD_SOURCE, UNCORRECTED
 from palimpsest.pipelines.denoiser import RowCount
-from palimpsest.pipelines.editing import ADD_SOURCE, UNCORRECTED
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree
 from palimpsest.tests.host.flow import make_sd3, prompt

@@ -23,8 +23,8 @@ from palimpsest.hosts.comfy_trajectory import schedule
 from palimpsest.hosts.diffusers_attention import transformer_blocks
 from palimpsest.hosts.diffusers_style_diffusion import invert_style_diffusion as headless
 from palimpsest.hosts.diffusers_style_diffusion import source_of as headless_source
+from palimpsest.pipelines.correction import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.denoiser import RowCount
-from palimpsest.pipelines.editing import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.image_tokens import fit_width, latent_tokens
 from palimpsest.pipelines.inversion.style_diffusion import Fitting, rounds_per_step

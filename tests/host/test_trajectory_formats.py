@@ -11,8 +11,8 @@ from comfy.cli_args import args
 from palimpsest.hosts.comfy_editing import EditRequest, edit
 from palimpsest.hosts.comfy_models import load_folder
 from palimpsest.hosts.comfy_trajectory import load_trajectory, save_trajectory
-from palimpsest.pipelines.editing import DIRECT_INVERSION
-from palimpsest.pipelines.trajectory import FORMAT
+from palimpsest.pipelines.correction import DIRECT_INVERSION
+from palimpsest.pipelines.trajectory_file import FORMAT
 from palimpsest.tests.host import agree
 from safetensors import safe_open
 

@@ -11,15 +11,9 @@ import pytest
 import torch
 from palimpsest.pipelines.attention.bank import QKV, Bank, Site
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
+from palimpsest.pipelines.correction import ADD_SOURCE, ADD_TARGET, DIRECT_INVERSION, Correction
 from palimpsest.pipelines.couplings import ddim
-from palimpsest.pipelines.editing import (
-    ADD_SOURCE,
-    ADD_TARGET,
-    DIRECT_INVERSION,
-    Branches,
-    Correction,
-    Edit,
-)
+from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.schedule import vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory

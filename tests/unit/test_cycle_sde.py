@@ -8,13 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from palimpsest.pipelines.correction import CYCLE
 from palimpsest.pipelines.couplings import ddim, denoise_chain, markov
 from palimpsest.pipelines.cycle_sde import Recorder
-from palimpsest.pipelines.editing import CYCLE, Branches, Edit
+from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.noise import seeded
 from palimpsest.pipelines.schedule import vp_scale
-from palimpsest.pipelines.trajectory import Recipe, Trajectory, from_tensors, to_tensors
+from palimpsest.pipelines.trajectory import Recipe, Trajectory
+from palimpsest.pipelines.trajectory_file import from_tensors, to_tensors
 from palimpsest.tests.unit.analytic import (
     Gaussian,
     Prompted,

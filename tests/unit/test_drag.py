@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from palimpsest.pipelines.copy_paste import Brush, Move, Regions, copy_paste
+from palimpsest.pipelines.correction import CYCLE
 from palimpsest.pipelines.cycle_sde import Recorder
 from palimpsest.pipelines.drag import cells_of, check_mask, drag, plan
-from palimpsest.pipelines.editing import CYCLE, Branches, Edit
+from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.noise import seeded
 from palimpsest.pipelines.points import DragPoints

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from palimpsest.pipelines.correction import CYCLE, residual
 from palimpsest.pipelines.couplings import (
     ddim,
     denoise_chain,
@@ -14,7 +15,7 @@ from palimpsest.pipelines.couplings import (
     one_noise,
     posterior,
 )
-from palimpsest.pipelines.editing import CYCLE, Branches, Edit, residual
+from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.noise import seeded
 from palimpsest.pipelines.schedule import step_down, vp_scale

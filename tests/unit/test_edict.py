@@ -8,7 +8,8 @@ from palimpsest.pipelines.attention.bank import QKV, Bank, Site
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.edict import CoupledEdit, Pair, couple, drop_rests, mix, unmix
 from palimpsest.pipelines.schedule import flow_scale, vp_scale
-from palimpsest.pipelines.trajectory import Recipe, Trajectory, from_tensors, to_tensors
+from palimpsest.pipelines.trajectory import Recipe, Trajectory
+from palimpsest.pipelines.trajectory_file import from_tensors, to_tensors
 from palimpsest.tests.unit.analytic import Prompted, alpha_of, geometric, picture, vp_step
 
 SOURCE, TARGET, CFG = 0.4, -0.7, 3.0

@@ -8,17 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from palimpsest.pipelines.attention.bank import QKV, Bank, Site
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
-from palimpsest.pipelines.couplings import ddim
-from palimpsest.pipelines.denoiser import RowCount
-from palimpsest.pipelines.editing import (
+from palimpsest.pipelines.correction import (
     ADD_SOURCE,
     DIRECT_INVERSION,
     UNCORRECTED,
-    Branches,
     Correction,
-    Edit,
     residual,
 )
+from palimpsest.pipelines.couplings import ddim
+from palimpsest.pipelines.denoiser import RowCount
+from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.schedule import step_down, vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory

@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+from palimpsest.pipelines.correction import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.couplings import ddim
-from palimpsest.pipelines.editing import DIRECT_INVERSION, UNCORRECTED, Branches, Edit
+from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.negative_prompt import match_tokens, negative_prompt, slerp
 from palimpsest.pipelines.schedule import vp_scale
-from palimpsest.pipelines.trajectory import Recipe, Trajectory, from_tensors, to_tensors
+from palimpsest.pipelines.trajectory import Recipe, Trajectory
+from palimpsest.pipelines.trajectory_file import from_tensors, to_tensors
 from palimpsest.tests.unit.analytic import (
     Prompted,
     alpha_of,

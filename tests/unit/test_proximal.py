@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from palimpsest.pipelines.correction import ADD_TARGET, DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.couplings import ddim
 from palimpsest.pipelines.denoiser import guide, noise_of
-from palimpsest.pipelines.editing import ADD_TARGET, DIRECT_INVERSION, UNCORRECTED, Branches, Edit
+from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.proximal import (
     THRESHOLDS,
@@ -20,7 +21,8 @@ from palimpsest.pipelines.proximal import (
     shrink,
 )
 from palimpsest.pipelines.schedule import flow_scale, sigma_from_t, vp_scale
-from palimpsest.pipelines.trajectory import FORMAT, Recipe, Trajectory, from_tensors, to_tensors
+from palimpsest.pipelines.trajectory import Recipe, Trajectory
+from palimpsest.pipelines.trajectory_file import FORMAT, from_tensors, to_tensors
 from palimpsest.tests.unit.analytic import (
     Prompted,
     alpha_of,

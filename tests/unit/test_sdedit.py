@@ -8,7 +8,8 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from palimpsest.pipelines.editing import ADD_SOURCE, Branches, Edit
+from palimpsest.pipelines.correction import ADD_SOURCE
+from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.noise import seeded
 from palimpsest.pipelines.schedule import vp_scale

@@ -18,7 +18,8 @@ from palimpsest.pipelines.inversion.style_diffusion import (
     rounds_per_step,
 )
 from palimpsest.pipelines.schedule import vp_scale
-from palimpsest.pipelines.trajectory import Recipe, Trajectory, from_tensors, to_tensors
+from palimpsest.pipelines.trajectory import Recipe, Trajectory
+from palimpsest.pipelines.trajectory_file import from_tensors, to_tensors
 from palimpsest.tests.unit.analytic import distance, geometric, picture
 from palimpsest.tests.unit.style_loop import published
 

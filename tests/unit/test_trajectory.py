@@ -6,14 +6,8 @@ import torch
 from palimpsest.pipelines.couplings import ddim
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.schedule import vp_scale
-from palimpsest.pipelines.trajectory import (
-    FORMAT,
-    Recipe,
-    Trajectory,
-    from_tensors,
-    line_end,
-    to_tensors,
-)
+from palimpsest.pipelines.trajectory import Recipe, Trajectory, line_end
+from palimpsest.pipelines.trajectory_file import FORMAT, from_tensors, to_tensors
 from palimpsest.tests.unit.analytic import Gaussian, distance, geometric, picture
 from safetensors import safe_open
 from safetensors.torch import save_file
