@@ -1,6 +1,7 @@
 """A real Chromium on the real front end, in both of its renderers."""
 
 import re
+from contextlib import contextmanager
 
 import pytest
 from palimpsest.dev import DEV, PACK, find_chromium
@@ -18,6 +19,7 @@ FLAGS = [
     "--no-first-run",
 ]
 SCREENSHOTS = DEV / "screenshots"
+RENDERERS = ("canvas", "vue")
 
 
 @pytest.fixture(scope="session")
@@ -30,11 +32,11 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(params=["canvas", "vue"])
-def page(request, browser, server):
-    """The front end, ready, with the default graph; it fails a test in whose course we complain."""
+@contextmanager
+def front_end(browser, server, renderer):
+    """The front end, ready, with the default graph, and the list of what we complain of in it."""
     server.post("settings/Comfy.TutorialCompleted", True)
-    server.post("settings/Comfy.VueNodes.Enabled", request.param == "vue")
+    server.post("settings/Comfy.VueNodes.Enabled", renderer == "vue")
     context = browser.new_context(viewport={"width": 1600, "height": 1000}, base_url=server.url)
     context.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
     page = context.new_page()
@@ -42,8 +44,15 @@ def page(request, browser, server):
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: complaints.extend(our_errors(message)))
     open_app(page, server.url)
-    yield page
+    yield page, complaints
     context.close()
+
+
+@pytest.fixture(params=RENDERERS)
+def page(request, browser, server):
+    """A front end of its own; it fails a test in whose course we complain."""
+    with front_end(browser, server, request.param) as (page, complaints):
+        yield page
     assert complaints == []
 
 
