@@ -146,12 +146,14 @@ def test_a_workflow_makes_what_it_promises(page, server, screenshot, name):
 
 
 def walk_few_steps(page, steps=12):
-    """Set every number of steps that is larger, and what is skipped of them by the same part."""
+    """Set every number of steps that is larger, and what counts along with it by the same part."""
     page.evaluate(
         """steps => { for (const { widgets } of app.graph.nodes) {
-            const [whole, skip] = ["steps", "skip"].map(n => widgets?.find(w => w.name === n))
+            const named = name => widgets?.find(widget => widget.name === name)
+            const whole = named("steps")
             if (!(whole?.value > steps)) continue
-            if (skip) skip.value = Math.floor(skip.value * steps / whole.value)
+            for (const part of [named("skip"), named("rounds")])
+                if (part) part.value = Math.floor(part.value * steps / whole.value)
             whole.value = steps
         } }""",
         steps,
