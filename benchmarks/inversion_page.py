@@ -1,13 +1,11 @@
 """What the edits along every inversion came to, as a table and a page."""
 
-import math
 from collections.abc import Sequence
 from datetime import date
-from itertools import pairwise
 
+from .inversion_guidance import by_guidance, orders
 from .inversion_methods import CFG, CROSS_WINDOW, METHODS, SELF_WINDOW, STEPS
 from .inversion_outcome import CLAIM, Outcome, mean, share
-from .inversion_success import equal_success
 from .machine import describe_machine
 from .scene_edits import CHOICES, Score
 
@@ -62,71 +60,19 @@ def by_kind(outcomes: list[Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def versus(outcomes: list[Outcome], better: str, worse: str, *, succeeded: bool = False) -> str:
-    """How the background of one method fares beside another's, edit by edit.
-
-    Args:
-        outcomes: All there are.
-        better: Key of the method that is said to be better.
-        worse: Key of the other.
-        succeeded: Only count edits in which both succeed.
-    """
-    a, b = ({o.task: o.score for o in outcomes if o.method == key} for key in (better, worse))
-    common = [t for t in a.keys() & b.keys() if not succeeded or (a[t].success and b[t].success)]
-    gaps = [a[task].background - b[task].background for task in common]
-    told = f"{METHODS[better].name} over {METHODS[worse].name}"
-    if len(gaps) < 2:
-        return f"{told}: too few edits"
-    middle = mean(gaps)
-    error = math.sqrt(sum((gap - middle) ** 2 for gap in gaps) / (len(gaps) - 1) / len(gaps))
-    ahead = sum(gap > 0 for gap in gaps)
-    verdict = "holds" if middle > 2 * error else "reversed" if middle < -2 * error else "undecided"
-    return (
-        f"{told}: {verdict}, {middle:+.1f} dB (standard error {error:.1f}), better in {ahead} of "
-        f"{len(gaps)} edits"
-    )
-
-
-def claims(outcomes: list[Outcome], *, succeeded: bool = False) -> str:
-    """The paper's order of the backgrounds, pair by pair."""
-    pairs = [*pairwise(CLAIM), (CLAIM[0], CLAIM[-1])]
-    return "\n".join(f"- {versus(outcomes, *pair, succeeded=succeeded)}" for pair in pairs)
-
-
-def order(outcomes: list[Outcome]) -> str:
-    """The methods of that order, the best background first, on the edits that all were given."""
-    common = set.intersection(*({o.task for o in outcomes if o.method == key} for key in CLAIM))
-    if not common:
-        return "not measured"
-    found = {
-        key: mean([o.score.background for o in outcomes if o.method == key and o.task in common])
-        for key in CLAIM
-    }
-    ranked = sorted(found, key=lambda key: -found[key])
-    return " > ".join(f"{METHODS[key].name} ({found[key]:.1f} dB)" for key in ranked)
-
-
 def _order_section(every: Sequence[Outcome]) -> str:
-    """What becomes of the paper's order, at one guidance and at equal success."""
-    outcomes = [o for o in every if o.cfg is None]
+    """What becomes of the paper's order."""
     return f"""## The paper's order
 
 Direct Inversion ([arXiv:2310.01506](https://arxiv.org/abs/2310.01506)) reports for the background
-of edits with Prompt-to-Prompt {" > ".join(METHODS[key].name for key in CLAIM)}. Here it is
-{order(outcomes)}. Edit by edit, where more than two standard errors decide:
+of edits with Prompt-to-Prompt {" > ".join(METHODS[key].name for key in CLAIM)}, at equal edit
+success. Where a guidance is too high for a method its edits fail, and an edit that failed keeps its
+background best. Success and background at several:
 
-{claims(outcomes)}
+{by_guidance(every)}
+More than two standard errors decide.
 
-The same, of edits in which both succeed:
-
-{claims(outcomes, succeeded=True)}
-
-## At equal edit success
-
-A lower guidance keeps more and changes less. So the methods are compared where they succeed equally
-often, in a straight line from one guidance to the next:
-
-{equal_success(every)}"""
+{orders(every)}"""
 
 
 def page(outcomes: list[Outcome], best: Sequence[Score]) -> str:

@@ -7,8 +7,8 @@ texture and background in turn. All methods have the same steps, guidance and wi
 needs others, `inversion_methods` says so. Rows and seconds are those of inversion and edit; what it
 takes to follow a drifting source for its reconstruction is in neither. Seconds are those of the
 processor, on one core: what else it had to do does not count. --cfg measures them at
-other guidances too, so that they can be compared where they succeed equally often
-(`inversion_success`). What was measured is kept in
+other guidances too, so that they can be compared where they succeed about equally often
+(`inversion_guidance`). What was measured is kept in
 benchmarks/results/inversions.jsonl, so that an interrupted run goes on, and so that several may
 measure different methods at once. With --write the table goes to benchmarks/results/inversions.md,
 and a sheet of some edits to inversions.jpg.
@@ -27,10 +27,10 @@ from torch import Tensor
 from ..demo.model_files import WEIGHTS
 from ..hosts.diffusers import DiffusersModel, load_folder
 from ..hosts.sheet import Sheet, as_picture, draw_sheet
+from .inversion_guidance import by_guidance, orders
 from .inversion_methods import METHODS, edit
 from .inversion_outcome import Outcome
 from .inversion_page import page, table
-from .inversion_success import equal_success
 from .scene_edits import Score, Task, psnr, score, tasks
 
 #: A method, the number of a task, and a guidance that is not the method's own.
@@ -116,7 +116,8 @@ def main(arguments: list[str]) -> int:
             print(outcome, flush=True)
     outcomes = [o for o in kept().values() if o.method in names and o.task < options.count]
     print(table([o for o in outcomes if o.cfg is None]))
-    print(equal_success(outcomes))
+    print(by_guidance(outcomes))
+    print(orders(outcomes))
     if options.write:
         best = ceiling(model, every)
         RESULTS.joinpath("inversions.md").write_text(page(outcomes, best), encoding="utf-8")

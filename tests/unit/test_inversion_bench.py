@@ -5,16 +5,16 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from palimpsest.benchmarks.inversion_outcome import CLAIM, Outcome
-from palimpsest.benchmarks.inversion_page import (
-    by_kind,
+from palimpsest.benchmarks.inversion_guidance import (
+    by_guidance,
     claims,
+    guidance,
     order,
-    page,
-    table,
+    orders,
     versus,
 )
-from palimpsest.benchmarks.inversion_success import Point, background_at, curve, equal_success
+from palimpsest.benchmarks.inversion_outcome import CLAIM, Outcome
+from palimpsest.benchmarks.inversion_page import by_kind, page, table
 from palimpsest.benchmarks.scene_edits import CELL, CHOICES, Score, psnr, score, tasks
 from palimpsest.demo.scenes import EXCLUDED, render
 
@@ -158,41 +158,34 @@ def test_a_kept_line_is_read_back_and_the_page_tells_all():
     assert "> Null-text > Negative-prompt > DDIM" in told
 
 
-# --- equal success
+# --- guidances
 
 
-def at(cfg, success, background):
-    return Point(cfg, 10, success, background)
-
-
-@pytest.mark.parametrize(
-    ("success", "background"),
-    [(0.5, 30.0), (0.75, 28.0), (1.0, 26.0), (0.6, 29.2), (0.4, None)],
-)
-def test_the_background_is_read_off_the_line_between_two_guidances(success, background):
-    points = [at(2.0, 0.5, 30.0), at(3.0, 1.0, 26.0), at(5.0, 1.0, 20.0)]
-    assert background_at(points, success) == (background and pytest.approx(background))
-
-
-def test_of_guidances_that_succeed_equally_often_the_better_counts():
-    assert background_at([at(3.0, 1.0, 26.0), at(5.0, 1.0, 20.0)], 1.0) == 26.0
-    assert background_at([at(5.0, 1.0, 20.0)], 0.5) is None
-
-
-def test_guidances_are_gathered_and_the_methods_own_is_one_of_them():
+def test_every_guidance_is_told_apart_and_the_methods_own_is_one_of_them():
     rows = [outcome("direct", n, 20.0 + n, success=n > 0) for n in range(2)]
     rows += [replace(outcome("direct", 0, 30.0, success=False), cfg=2.0)]
-    assert curve(rows, "direct") == [Point(2.0, 1, 0.0, 30.0), Point(5.0, 2, 0.5, 20.5)]
     rows += [outcome("ddim", n, 20.0, success=n > 2) for n in range(4)]
-    told = equal_success(rows)
-    assert "| Direct Inversion | 2 | 1 | 0% | 30.0 dB |" in told
-    assert "- At 25% success: DDIM 20.0 dB, Direct Inversion 25.2 dB." in told
-    assert "- At 50% success: Direct Inversion 20.5 dB, DDIM does not come to that." in told
+    assert [guidance(row) for row in rows] == [5.0, 5.0, 2.0, 5.0, 5.0, 5.0, 5.0]
+    head, _, direct, plain = by_guidance(rows).splitlines()
+    assert head == "| inversion | guidance 2 | guidance 5 |"
+    assert direct == "| Direct Inversion | 0% of 1, 30.0 dB | 50% of 2, 20.5 dB |"
+    assert plain == "| DDIM |  | 25% of 4, 20.0 dB |"
 
 
-def test_the_page_takes_its_tables_from_the_methods_own_guidance():
+def test_the_order_is_told_at_each_guidance_that_all_methods_have():
+    rows = [outcome(key, n, 20.0 + i) for i, key in enumerate(CLAIM) for n in range(3)]
+    rows += [replace(row, cfg=2.0, score=outcome("x", 0, 40.0).score) for row in rows[:-1]]
+    rows += [replace(row, cfg=3.0) for row in rows if row.method == "ddim" and row.cfg is None]
+    told = orders(rows)
+    assert "At guidance 5 (3 edits that all were given): DDIM (23.0 dB) > Negative-prompt" in told
+    assert "At guidance 2 (2 edits that all were given): Direct Inversion (40.0 dB) >" in told
+    assert told.index("guidance 2 (") < told.index("guidance 5 (")
+    assert "guidance 3 (" not in told
+
+
+def test_the_table_of_the_page_is_that_of_the_methods_own_guidance():
     rows = [outcome(key, n, 20.0) for key in CLAIM for n in range(3)]
     rows += [replace(outcome("ddim", n, 40.0), cfg=2.0) for n in range(3)]
     told = page(rows, [rows[0].score])
     assert "| DDIM | 3 | 20.0 dB | 100% | 100% | 100% | 20.0 dB |" in told
-    assert "| DDIM | 2 | 3 | 100% | 40.0 dB |" in told
+    assert "| DDIM | 100% of 3, 40.0 dB | 100% of 3, 20.0 dB |" in told
