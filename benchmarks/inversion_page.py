@@ -109,6 +109,6 @@ By kind of edit, success and background:
 {_order_section(every)}
 ![The first edits by every method](inversions.jpg)
 
-`python dev.py bench inversions --write` makes this page. {date.today():%d %B %Y},
+`python dev.py bench inversions --write --sheet` makes this page. {date.today():%d %B %Y},
 {describe_machine()}.
 """

@@ -1,17 +1,19 @@
 """Every inversion under the same edit: what comes back, what changes, what stays, what it costs.
 
-    python dev.py bench inversions [--count 60] [--methods NAME,...] [--cfg 2,3] [--kept] [--write]
+    python dev.py bench inversions [--count 60] [--methods NAME,...] [--cfg 2,3] [--kept]
+                                   [--write] [--sheet]
 
 Scenes of the embedded model are edited under Prompt-to-Prompt (`scene_edits`): colour, shape,
 texture and background in turn. All methods have the same steps, guidance and windows; where one
-needs others, `inversion_methods` says so. Rows and seconds are those of inversion and edit; what it
-takes to follow a drifting source for its reconstruction is in neither. Seconds are those of the
-processor, on one core: what else it had to do does not count. --cfg measures them at
-other guidances too, so that they can be compared where they succeed about equally often
-(`inversion_guidance`). What was measured is kept in
-benchmarks/results/inversions.jsonl, so that an interrupted run goes on, and so that several may
-measure different methods at once. With --write the table goes to benchmarks/results/inversions.md,
-and a sheet of some edits to inversions.jpg.
+needs others, `inversion_methods` says so. --cfg measures them at other guidances too, so that they
+can be compared where they succeed about equally often (`inversion_guidance`). Rows and seconds are
+those of inversion and edit; what it takes to follow a drifting source for its reconstruction is in
+neither. Seconds are those of the processor, on one core: what else it had to do does not count.
+
+What was measured is kept in benchmarks/results/inversions.jsonl, so that an interrupted run goes
+on, and so that several may measure different methods at once. With --write the table goes to
+benchmarks/results/inversions.md; with --sheet some edits are made once more and drawn to
+inversions.jpg.
 """
 
 import argparse
@@ -103,7 +105,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--methods", default=",".join(METHODS), help="which, by commas")
     parser.add_argument("--cfg", default="", help="guidances, by commas, in place of their own")
     parser.add_argument("--kept", action="store_true", help="measure nothing that is not kept")
-    parser.add_argument("--write", action="store_true", help="write the page and the sheet")
+    parser.add_argument("--write", action="store_true", help="write the page")
+    parser.add_argument("--sheet", action="store_true", help="draw the sheet")
     options = parser.parse_args(arguments)
     names = options.methods.split(",")
     if unknown := set(names) - METHODS.keys():
@@ -121,5 +124,6 @@ def main(arguments: list[str]) -> int:
     if options.write:
         best = ceiling(model, every)
         RESULTS.joinpath("inversions.md").write_text(page(outcomes, best), encoding="utf-8")
+    if options.sheet:
         as_picture(draw(model, every[:SHOWN])[0]).save(RESULTS / "inversions.jpg", quality=88)
     return 0
