@@ -67,7 +67,8 @@ def _order_section(every: Sequence[Outcome]) -> str:
 Direct Inversion ([arXiv:2310.01506](https://arxiv.org/abs/2310.01506)) reports for the background
 of edits with Prompt-to-Prompt {" > ".join(METHODS[key].name for key in CLAIM)}, at equal edit
 success. Where a guidance is too high for a method its edits fail, and an edit that failed keeps its
-background best. Success and background at several:
+background best. Success and background at several guidances; fewer edits are the first of the same
+list:
 
 {by_guidance(every)}
 More than two standard errors decide.
@@ -107,7 +108,9 @@ By kind of edit, success and background:
 
 {by_kind(outcomes)}
 {_order_section(every)}
-![The first edits by every method](inversions.jpg)
+The first edits by every method, at the guidance of the first table:
+
+![Edited pictures, a row for every method](inversions.jpg)
 
 `python dev.py bench inversions --write --sheet` makes this page. {date.today():%d %B %Y},
 {describe_machine()}.
