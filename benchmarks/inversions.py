@@ -71,7 +71,8 @@ def measure(
     """All outcomes, those already kept without running them again."""
     done = kept()
     for number, task in enumerate(every):
-        for key in itertools.product(names, [number], guidances):
+        for name, cfg in itertools.product(names, guidances):
+            key = (name, number, None if cfg == METHODS[name].cfg else cfg)
             outcome = done.get(key)
             if outcome is None:
                 outcome = run(model, key, task)
