@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> int:
     broken = broken_bounds(rows) + broken_edits(edits)
     print("", *(broken or ["All bounds hold."]), sep="\n")
     if options.write:
-        from .blessing_figure import draw_figure  # the drawing library is not needed otherwise
+        from .blessing_figure import draw_figure
 
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         draw_figure(rows, PARTICLES, RESULTS.with_suffix(".png"))

@@ -28,8 +28,8 @@ from ..demo.judge import judge, pixels_of_color
 from ..demo.model_files import WEIGHTS
 from ..demo.scenes import CANVAS, Scene, caption, changed, render
 from ..demo.train import save_grid
-from ..hosts.diffusers import DiffusersModel, load_folder
-from ..hosts.diffusers_sde import Drags, sde_drag
+from ..hosts.diffusers.folder import DiffusersModel, load_folder
+from ..hosts.diffusers.sde import Drags, sde_drag
 from ..pipelines.copy_paste import Brush, Cell
 from ..pipelines.denoiser import RowCount
 from .machine import describe_machine

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hosts.diffusers_prompt import Prompt
-from ..hosts.diffusers_unet import DiffusersUNet
+from ..hosts.diffusers.prompt import Prompt
+from ..hosts.diffusers.unet import DiffusersUNet
 from ..pipelines.attention.tokens import PromptTokens, Word
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.schedule import sigma_from_alpha

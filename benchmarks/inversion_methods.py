@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..hosts.diffusers import DiffusersModel
-from ..hosts.diffusers_edict import edict_sigmas, invert_edict
-from ..hosts.diffusers_negative_prompt import invert_negative_prompt
-from ..hosts.diffusers_noise_space import invert_noise
-from ..hosts.diffusers_null_text import invert_null_text
-from ..hosts.diffusers_prompt import Prompt
-from ..hosts.diffusers_style_diffusion import invert_style_diffusion
+from ..hosts.diffusers.edict import edict_sigmas, invert_edict
+from ..hosts.diffusers.folder import DiffusersModel
+from ..hosts.diffusers.negative_prompt import invert_negative_prompt
+from ..hosts.diffusers.noise_space import invert_noise
+from ..hosts.diffusers.null_text import invert_null_text
+from ..hosts.diffusers.prompt import Prompt
+from ..hosts.diffusers.style_diffusion import invert_style_diffusion
 from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
 from ..pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction
 from ..pipelines.denoiser import RowCount

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from ..demo.model_files import WEIGHTS
-from ..hosts.diffusers import DiffusersModel, load_folder
-from ..hosts.sheet import Sheet, as_picture, draw_sheet
+from ..hosts.diffusers.folder import DiffusersModel, load_folder
+from ..hosts.drawing.sheet import Sheet, as_picture, draw_sheet
 from .inversion_guidance import by_guidance, orders
 from .inversion_methods import METHODS, edit
 from .inversion_outcome import Outcome

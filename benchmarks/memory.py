@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..hosts.diffusers_null_text import invert_null_text
-from ..hosts.diffusers_prompt import Prompt
-from ..hosts.diffusers_unet import DiffusersUNet
+from ..hosts.diffusers.null_text import invert_null_text
+from ..hosts.diffusers.prompt import Prompt
+from ..hosts.diffusers.unet import DiffusersUNet
 from ..pipelines.attention.tokens import PromptTokens
 from ..pipelines.inversion.null_text import NullText
 from .machine import describe_machine
@@ -123,8 +123,8 @@ def in_comfy(pixels: int) -> Callable[[], object]:
     import comfy.model_patcher
     import comfy.supported_models
 
-    from ..hosts.comfy_inversion import Picture
-    from ..hosts.comfy_null_text import invert_null_text as invert
+    from ..hosts.comfy.inversions.ddim import Picture
+    from ..hosts.comfy.inversions.null_text import invert_null_text as invert
 
     torch.manual_seed(0)
     model = comfy.supported_models.SD15(COMFY_UNET).get_model({})

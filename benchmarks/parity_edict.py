@@ -5,7 +5,7 @@ from difflib import SequenceMatcher
 import torch
 from torch import Tensor
 
-from ..hosts.diffusers_edict import coupled_edit, invert_edict
+from ..hosts.diffusers.edict import coupled_edit, invert_edict
 from ..pipelines.attention.prompt_to_prompt import PromptToPrompt, token_weights
 from ..pipelines.attention.tokens import Alignment, PromptTokens
 from ..pipelines.denoiser import RowCount

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hosts.diffusers_prompt import Prompt
+from ..hosts.diffusers.prompt import Prompt
 from ..pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
 from ..pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction, residual
 from ..pipelines.denoiser import RowCount

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hosts.diffusers_noise_space import invert_noise
-from ..hosts.diffusers_prompt import Prompt
+from ..hosts.diffusers.noise_space import invert_noise
+from ..hosts.diffusers.prompt import Prompt
 from ..pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
 from ..pipelines.correction import DIRECT_INVERSION, residual
 from ..pipelines.denoiser import RowCount

@@ -6,7 +6,7 @@ nothing is pulled here. Its quantile is over the source row too, whose differenc
 
 from dataclasses import replace
 
-from ..hosts.diffusers_negative_prompt import invert_negative_prompt
+from ..hosts.diffusers.negative_prompt import invert_negative_prompt
 from ..pipelines.correction import UNCORRECTED
 from ..pipelines.denoiser import RowCount
 from ..pipelines.errors import PalimpsestError

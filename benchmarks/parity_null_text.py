@@ -6,7 +6,7 @@ latents are compared, not embeddings, and less closely than elsewhere.
 
 from dataclasses import replace
 
-from ..hosts.diffusers_null_text import invert_null_text
+from ..hosts.diffusers.null_text import invert_null_text
 from ..pipelines.correction import DIRECT_INVERSION
 from ..pipelines.denoiser import RowCount
 from ..pipelines.inversion.null_text import NullText

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ..hosts.diffusers_edict import edict_sigmas, invert_edict
-from ..hosts.diffusers_noise_space import invert_noise
-from ..hosts.diffusers_null_text import invert_null_text
-from ..hosts.diffusers_sde import Drags, sde_drag
-from ..hosts.diffusers_style_diffusion import invert_style_diffusion
+from ..hosts.diffusers.edict import edict_sigmas, invert_edict
+from ..hosts.diffusers.noise_space import invert_noise
+from ..hosts.diffusers.null_text import invert_null_text
+from ..hosts.diffusers.sde import Drags, sde_drag
+from ..hosts.diffusers.style_diffusion import invert_style_diffusion
 from ..pipelines.attention.features import FeatureRecorder
 from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
 from ..pipelines.copy_paste import Brush

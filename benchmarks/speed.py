@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..hosts.diffusers_prompt import Prompt
-from ..hosts.diffusers_unet import DiffusersUNet
+from ..hosts.diffusers.prompt import Prompt
+from ..hosts.diffusers.unet import DiffusersUNet
 from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
 from ..pipelines.attention.tokens import PromptTokens, Word
 from ..pipelines.editing import Edit

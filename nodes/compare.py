@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..hosts.comfy_compare import CompareRequest, compare, comparison_sheet
+from ..hosts.comfy.edits.compare import CompareRequest, compare, comparison_sheet
 from .wires import Comparison
 
 CATEGORY = "palimpsest/compare"

@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..hosts.comfy_editing import BoundControl
-from ..hosts.comfy_prompt import encode_batch, prompt_tokens
+from ..hosts.comfy.edits.edit import BoundControl
+from ..hosts.comfy.words import encode_batch, prompt_tokens
 from ..pipelines.attention.prompt_batch import rewrite_prompts
 from ..pipelines.attention.prompt_to_prompt import parse_weights, rewrite_prompt
 from ..pipelines.errors import PalimpsestError

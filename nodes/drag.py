@@ -5,12 +5,12 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from comfy_api.latest import io, ui
 
-from ..hosts.comfy_copy_paste import paste_on_latent
-from ..hosts.comfy_drag import Drag, DragPath, DragRequest, start_drag
-from ..hosts.comfy_graph import show_in_node
-from ..hosts.comfy_levels import part_of_schedule
-from ..hosts.comfy_pictures import save_picture
-from ..hosts.sheet import as_picture
+from ..hosts.comfy.edits.copy_paste import paste_on_latent
+from ..hosts.comfy.edits.drag import Drag, DragPath, DragRequest, start_drag
+from ..hosts.comfy.files.pictures import save_picture
+from ..hosts.comfy.graph import show_in_node
+from ..hosts.comfy.schedules import part_of_schedule
+from ..hosts.drawing.sheet import as_picture
 from ..pipelines.copy_paste import Brush
 from .inputs import LATENT_OUT, schedule_inputs, seed_input
 from .wires import Points, report

@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..hosts.comfy_graph import show_in_node
+from ..hosts.comfy.graph import show_in_node
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.points import DragPoints, read_points
 from .wires import Points

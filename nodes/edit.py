@@ -3,9 +3,10 @@
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..hosts.comfy_editing import EditRequest, cost_text, edit, reconstruction_text
-from ..hosts.comfy_graph import is_wired
-from ..hosts.comfy_guider import EditGuider
+from ..hosts.comfy.cost import cost_text
+from ..hosts.comfy.edits.edit import EditRequest, edit, reconstruction_text
+from ..hosts.comfy.edits.guider import EditGuider
+from ..hosts.comfy.graph import is_wired
 from ..pipelines.correction import ADD_SOURCE, ADD_TARGET, UNCORRECTED, Correction
 from .wires import Control, Trajectory, report
 

@@ -2,14 +2,11 @@
 
 from comfy_api.latest import io, ui
 
-from ..hosts.comfy_editing import Spent
-from ..hosts.comfy_identity import (
-    IdentityRequest,
-    train_identity,
-)
-from ..hosts.comfy_lora_file import lora_place, save_lora
-from ..hosts.comfy_lora_strength import check_min_strength, with_identity
-from ..hosts.loss_curve import draw_loss
+from ..hosts.comfy.cost import Spent
+from ..hosts.comfy.files.identity_loras import lora_place, save_lora
+from ..hosts.comfy.learning.identity import IdentityRequest, train_identity
+from ..hosts.comfy.learning.identity_strength import check_min_strength, with_identity
+from ..hosts.drawing.loss_curve import draw_loss
 from .wires import report
 
 CATEGORY = "palimpsest/drag"

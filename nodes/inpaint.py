@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..hosts.comfy_checks import refuse_noise_mask
-from ..hosts.comfy_sdedit import SDEditRequest, paint_anew
-from ..hosts.comfy_trajectory import schedule
+from ..hosts.comfy.edits.sdedit import SDEditRequest, paint_anew
+from ..hosts.comfy.refusals import refuse_noise_mask
+from ..hosts.comfy.schedules import schedule
 from .inputs import (
     LATENT_OUT,
     PROCESSES,

@@ -3,7 +3,7 @@
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..hosts.comfy_editing import Spent
+from ..hosts.comfy.cost import Spent
 from .wires import Trajectory, report
 
 PROCESSES = {"sde": 1.0, "ode": 0.0}

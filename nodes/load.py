@@ -5,7 +5,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..demo import scenes
-from ..hosts.comfy_models import diffusers_folders, load_folder, resolve_diffusers_folder
+from ..hosts.comfy.loading.folder import diffusers_folders, load_folder, resolve_diffusers_folder
 
 DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "demo" / "weights"
 CATEGORY = "palimpsest/load"

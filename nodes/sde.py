@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..hosts.comfy_checks import refuse_noise_mask
-from ..hosts.comfy_levels import part_of_schedule
-from ..hosts.comfy_sde import CycleRequest, Draws, cycle_sde, diffedit
+from ..hosts.comfy.edits.cycle_sde import CycleRequest, Draws, cycle_sde, diffedit
+from ..hosts.comfy.refusals import refuse_noise_mask
+from ..hosts.comfy.schedules import part_of_schedule
 from .inputs import (
     LATENT_OUT,
     PROCESSES,

@@ -5,17 +5,10 @@ from itertools import product
 import torch
 from comfy_api.latest import io, ui
 
-from ..hosts.comfy_checks import refuse_noise_mask
-from ..hosts.comfy_editing import Spent
-from ..hosts.comfy_sdedit import (
-    UNITS,
-    SDEditRequest,
-    Strength,
-    levels_of,
-    noised,
-    paint_anew,
-)
-from ..hosts.sheet import Sheet, draw_sheet
+from ..hosts.comfy.cost import Spent
+from ..hosts.comfy.edits.sdedit import UNITS, SDEditRequest, Strength, levels_of, noised, paint_anew
+from ..hosts.comfy.refusals import refuse_noise_mask
+from ..hosts.drawing.sheet import Sheet, draw_sheet
 from ..pipelines.errors import PalimpsestError
 from .inputs import LATENT_OUT, cfg_input, scheduler_input, seed_input, told
 from .wires import report

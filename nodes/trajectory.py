@@ -3,7 +3,7 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..hosts.comfy_trajectory import (
+from ..hosts.comfy.files.trajectories import (
     load_trajectory,
     save_trajectory,
     trajectory_files,

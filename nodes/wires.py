@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..hosts.comfy_editing import Spent
+from ..hosts.comfy.cost import Spent
 
 Trajectory = io.Custom("PALIMPSEST_TRAJECTORY")
 Control = io.Custom("PALIMPSEST_CONTROL")

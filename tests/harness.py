@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from palimpsest.demo.run import follow, rows_spent
 from PIL import Image
-
-from ..demo.run import follow, rows_spent
 
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 

@@ -21,14 +21,14 @@ def make_all() -> dict:
     from dataclasses import replace
 
     import torch
-    from palimpsest.hosts.comfy_edict import invert_edict
-    from palimpsest.hosts.comfy_inversion import Picture
-    from palimpsest.hosts.comfy_models import load_folder
-    from palimpsest.hosts.comfy_negative_prompt import invert_negative_prompt
-    from palimpsest.hosts.comfy_noise_space import invert_noise
-    from palimpsest.hosts.comfy_null_text import invert_null_text
-    from palimpsest.hosts.comfy_style_diffusion import invert_style_diffusion
-    from palimpsest.hosts.comfy_trajectory import schedule
+    from palimpsest.hosts.comfy.inversions.ddim import Picture
+    from palimpsest.hosts.comfy.inversions.edict import invert_edict
+    from palimpsest.hosts.comfy.inversions.negative_prompt import invert_negative_prompt
+    from palimpsest.hosts.comfy.inversions.noise_space import invert_noise
+    from palimpsest.hosts.comfy.inversions.null_text import invert_null_text
+    from palimpsest.hosts.comfy.inversions.style_diffusion import invert_style_diffusion
+    from palimpsest.hosts.comfy.loading.folder import load_folder
+    from palimpsest.hosts.comfy.schedules import schedule
     from palimpsest.pipelines.inversion.noise_space import EDIT_FRIENDLY, cycle_diffusion
     from palimpsest.pipelines.inversion.null_text import NullText
     from palimpsest.pipelines.inversion.style_diffusion import Fitting

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from palimpsest.hosts import diffusers as diffusers_host
-from palimpsest.hosts.comfy_editing import BoundControl, EditRequest, edit
-from palimpsest.hosts.comfy_inversion import Picture, invert_ddim
-from palimpsest.hosts.comfy_prompt import prompt_tokens
-from palimpsest.hosts.comfy_trajectory import schedule
+from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest, edit
+from palimpsest.hosts.comfy.inversions.ddim import Picture, invert_ddim
+from palimpsest.hosts.comfy.schedules import schedule
+from palimpsest.hosts.comfy.words import prompt_tokens
+from palimpsest.hosts.diffusers import folder as diffusers_host
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.correction import DIRECT_INVERSION, Correction
 from palimpsest.pipelines.denoiser import RowCount

@@ -12,11 +12,12 @@ import comfy.samplers
 import comfy.sd
 import pytest
 import torch
-from palimpsest.hosts.comfy_editing import edit
-from palimpsest.hosts.comfy_guider import EditGuider
-from palimpsest.hosts.comfy_inversion import Picture, invert_ddim
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_trajectory import noise_of_trajectory, schedule
+from palimpsest.hosts.comfy.edits.edit import edit
+from palimpsest.hosts.comfy.edits.guider import EditGuider
+from palimpsest.hosts.comfy.inversions.ddim import Picture, invert_ddim
+from palimpsest.hosts.comfy.inversions.noise import noise_of_trajectory
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.pipelines.correction import UNCORRECTED, Correction
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree

@@ -5,14 +5,14 @@ from dataclasses import replace
 import comfy.samplers
 import pytest
 import torch
-from palimpsest.hosts import diffusers as diffusers_host
-from palimpsest.hosts.comfy_edict import invert_edict as invert_in_comfy
-from palimpsest.hosts.comfy_editing import EditRequest, edit
-from palimpsest.hosts.comfy_guider import EditGuider
-from palimpsest.hosts.comfy_inversion import Picture
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_trajectory import schedule
-from palimpsest.hosts.diffusers_edict import invert_edict as invert_in_diffusers
+from palimpsest.hosts.comfy.edits.edit import EditRequest, edit
+from palimpsest.hosts.comfy.edits.guider import EditGuider
+from palimpsest.hosts.comfy.inversions.ddim import Picture
+from palimpsest.hosts.comfy.inversions.edict import invert_edict as invert_in_comfy
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.schedules import schedule
+from palimpsest.hosts.diffusers import folder as diffusers_host
+from palimpsest.hosts.diffusers.edict import invert_edict as invert_in_diffusers
 from palimpsest.pipelines.correction import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.denoiser import RowCount
 from palimpsest.pipelines.errors import PalimpsestError

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from palimpsest.hosts.comfy_editing import edit
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_trajectory import schedule
+from palimpsest.hosts.comfy.edits.edit import edit
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.pipelines.correction import ADD_SOURCE, DIRECT_INVERSION, UNCORRECTED, Correction
 from palimpsest.tests.host import agree
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from comfy.conds import CONDCrossAttn
 from comfy.ldm.modules.attention import attention_pytorch
-from palimpsest.hosts.comfy_gradients import OutOfMemory, gradients, trainable
-from palimpsest.hosts.comfy_inversion import Picture
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_training import check_learned
-from palimpsest.hosts.comfy_trajectory import schedule
+from palimpsest.hosts.comfy.inversions.ddim import Picture
+from palimpsest.hosts.comfy.learning.gradients import OutOfMemory, gradients, trainable
+from palimpsest.hosts.comfy.learning.training import check_learned
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree
 from palimpsest.tests.host.flow import make_flux

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_unet import load_unet
-from palimpsest.hosts.comfy_vae import load_vae
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.loading.unet import load_unet
+from palimpsest.hosts.comfy.loading.vae import load_vae
 from palimpsest.tests.host import tiny
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from comfy.cli_args import args
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_unet import load_unet
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.loading.unet import load_unet
 from palimpsest.tests.host import tiny
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_prompt import prompt_tokens
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.words import prompt_tokens
 from palimpsest.pipelines.errors import PalimpsestError
 from safetensors.torch import save_file
 

@@ -10,14 +10,20 @@ import folder_paths
 import node_helpers
 import pytest
 import torch
-from palimpsest.hosts import diffusers as diffusers_host
-from palimpsest.hosts import diffusers_sde
-from palimpsest.hosts.comfy_drag import DragRequest, start_drag
-from palimpsest.hosts.comfy_levels import part_of_schedule
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_sde import CycleRequest, Draws, cycle_sde, diffedit
-from palimpsest.hosts.comfy_sdedit import SDEditRequest, Strength, levels_of, noised, paint_anew
-from palimpsest.hosts.comfy_trajectory import load_trajectory, save_trajectory, schedule
+from palimpsest.hosts.comfy.edits.cycle_sde import CycleRequest, Draws, cycle_sde, diffedit
+from palimpsest.hosts.comfy.edits.drag import DragRequest, start_drag
+from palimpsest.hosts.comfy.edits.sdedit import (
+    SDEditRequest,
+    Strength,
+    levels_of,
+    noised,
+    paint_anew,
+)
+from palimpsest.hosts.comfy.files.trajectories import load_trajectory, save_trajectory
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.schedules import part_of_schedule, schedule
+from palimpsest.hosts.diffusers import folder as diffusers_host
+from palimpsest.hosts.diffusers import sde as diffusers_sde
 from palimpsest.nodes.drag import SDEDrag
 from palimpsest.nodes.sde import CycleSDE
 from palimpsest.pipelines.copy_paste import Brush

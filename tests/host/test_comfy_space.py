@@ -9,15 +9,20 @@ import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
-from palimpsest.hosts import comfy as host
-from palimpsest.hosts.comfy_copy_paste import paste_on_latent
-from palimpsest.hosts.comfy_drag import DragRequest, start_drag
-from palimpsest.hosts.comfy_levels import part_of_schedule
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_sde import CycleRequest, Draws, cycle_sde, diffedit
-from palimpsest.hosts.comfy_sdedit import SDEditRequest, Strength, levels_of, noised, paint_anew
-from palimpsest.hosts.comfy_space import OURS, Space, host_levels, rising_sigmas, space_of
-from palimpsest.hosts.comfy_trajectory import schedule
+from palimpsest.hosts.comfy import session as host
+from palimpsest.hosts.comfy.coordinates import OURS, Space, host_levels, rising_sigmas, space_of
+from palimpsest.hosts.comfy.edits.copy_paste import paste_on_latent
+from palimpsest.hosts.comfy.edits.cycle_sde import CycleRequest, Draws, cycle_sde, diffedit
+from palimpsest.hosts.comfy.edits.drag import DragRequest, start_drag
+from palimpsest.hosts.comfy.edits.sdedit import (
+    SDEditRequest,
+    Strength,
+    levels_of,
+    noised,
+    paint_anew,
+)
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.schedules import part_of_schedule, schedule
 from palimpsest.pipelines.copy_paste import Brush, Move, copy_paste
 from palimpsest.pipelines.denoiser import constant, ramp
 from palimpsest.pipelines.errors import PalimpsestError

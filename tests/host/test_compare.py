@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from palimpsest.hosts.comfy_compare import SHOWN, CompareRequest, compare, comparison_sheet
-from palimpsest.hosts.comfy_editing import Spent, cost_text
-from palimpsest.hosts.sheet import Sheet, draw_sheet
+from palimpsest.hosts.comfy.cost import Spent, cost_text
+from palimpsest.hosts.comfy.edits.compare import SHOWN, CompareRequest, compare, comparison_sheet
+from palimpsest.hosts.drawing.sheet import Sheet, draw_sheet
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.trajectory import Recipe
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from palimpsest.demo import scenes
-from palimpsest.hosts import diffusers as diffusers_host
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_trajectory import schedule
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.schedules import schedule
+from palimpsest.hosts.diffusers import folder as diffusers_host
 from palimpsest.tests.host import agree
 from palimpsest.tests.host.test_comfy_editing import HOSTS_AGREE, relative
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from palimpsest.benchmarks.golden import open_folder
-from palimpsest.hosts.diffusers import load_folder
-from palimpsest.hosts.diffusers_attention import hooked, transformer_blocks
-from palimpsest.hosts.diffusers_prompt import Prompt, prompt_tokens
-from palimpsest.hosts.diffusers_unet import DiffusersUNet
+from palimpsest.hosts.diffusers.attention import hooked, transformer_blocks
+from palimpsest.hosts.diffusers.folder import load_folder
+from palimpsest.hosts.diffusers.prompt import Prompt, prompt_tokens
+from palimpsest.hosts.diffusers.unet import DiffusersUNet
 from palimpsest.pipelines.attention.bank import QKV
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.denoiser import RowCount

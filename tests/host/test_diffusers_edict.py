@@ -8,10 +8,10 @@ import pytest
 import torch
 from palimpsest.benchmarks.golden import open_folder
 from palimpsest.demo import scenes
-from palimpsest.hosts.diffusers import load_folder
-from palimpsest.hosts.diffusers_edict import edict_sigmas, invert_edict
-from palimpsest.hosts.diffusers_prompt import Prompt
-from palimpsest.hosts.diffusers_unet import DiffusersUNet
+from palimpsest.hosts.diffusers.edict import edict_sigmas, invert_edict
+from palimpsest.hosts.diffusers.folder import load_folder
+from palimpsest.hosts.diffusers.prompt import Prompt
+from palimpsest.hosts.diffusers.unet import DiffusersUNet
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.denoiser import RowCount
 from palimpsest.pipelines.schedule import vp_scale

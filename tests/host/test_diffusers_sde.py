@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from palimpsest.benchmarks.golden import open_folder
-from palimpsest.hosts.diffusers_sde import Drags, cycle_sde, recorder, sde_drag
+from palimpsest.hosts.diffusers.sde import Drags, cycle_sde, recorder, sde_drag
 from palimpsest.pipelines.copy_paste import Brush, Regions
 from palimpsest.pipelines.denoiser import RowCount, constant, ramp
 from palimpsest.pipelines.noise import seeded

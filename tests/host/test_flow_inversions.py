@@ -6,20 +6,20 @@ import folder_paths
 import node_helpers
 import pytest
 import torch
-from palimpsest.hosts.comfy_editing import BoundControl, EditRequest, edit
-from palimpsest.hosts.comfy_guider import EditGuider
-from palimpsest.hosts.comfy_inversion import Picture, invert_ddim
-from palimpsest.hosts.comfy_noise_space import invert_noise
-from palimpsest.hosts.comfy_trajectory import (
+from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest, edit
+from palimpsest.hosts.comfy.edits.guider import EditGuider
+from palimpsest.hosts.comfy.files.trajectories import (
     load_trajectory,
-    noise_of_trajectory,
     save_trajectory,
-    schedule,
     trajectory_from_latents,
 )
-from palimpsest.nodes.invert import InvertDDIM
-from palimpsest.nodes.invert_cyclediffusion import InvertCycleDiffusion
-from palimpsest.nodes.invert_edit_friendly import InvertEditFriendly
+from palimpsest.hosts.comfy.inversions.ddim import Picture, invert_ddim
+from palimpsest.hosts.comfy.inversions.noise import noise_of_trajectory
+from palimpsest.hosts.comfy.inversions.noise_space import invert_noise
+from palimpsest.hosts.comfy.schedules import schedule
+from palimpsest.nodes.inversions.cyclediffusion import InvertCycleDiffusion
+from palimpsest.nodes.inversions.ddim import InvertDDIM
+from palimpsest.nodes.inversions.edit_friendly import InvertEditFriendly
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.attention.tokens import PromptTokens, Word
 from palimpsest.pipelines.correction import ADD_SOURCE, DIRECT_INVERSION, UNCORRECTED, Correction

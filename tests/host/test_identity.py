@@ -12,22 +12,18 @@ import pytest
 import torch
 from comfy.weight_adapter.lora import LoraDiff
 from palimpsest.demo import scenes
-from palimpsest.hosts.comfy import run
-from palimpsest.hosts.comfy_guidance import BranchGuider
-from palimpsest.hosts.comfy_identity import (
-    MEASURED,
-    IdentityRequest,
-    train_identity,
-)
-from palimpsest.hosts.comfy_lora_file import lora_place, save_lora
-from palimpsest.hosts.comfy_lora_strength import (
+from palimpsest.hosts.comfy.files.identity_loras import lora_place, save_lora
+from palimpsest.hosts.comfy.guidance import BranchGuider
+from palimpsest.hosts.comfy.learning.identity import MEASURED, IdentityRequest, train_identity
+from palimpsest.hosts.comfy.learning.identity_strength import (
     chain_position,
     check_min_strength,
     strength_at,
     with_identity,
 )
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.loss_curve import draw_loss, round_ticks, running_mean
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.session import run
+from palimpsest.hosts.drawing.loss_curve import draw_loss, round_ticks, running_mean
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree
 from palimpsest.tests.host.test_comfy_editing import latent_for, relative

@@ -8,13 +8,13 @@ import comfy.supported_models
 import folder_paths
 import pytest
 import torch
-from palimpsest.hosts.comfy_models import (
+from palimpsest.hosts.comfy.loading.folder import (
     diffusers_folders,
     load_folder,
     resolve_diffusers_folder,
 )
-from palimpsest.hosts.comfy_unet import load_unet
-from palimpsest.hosts.unet_shape import read_shape
+from palimpsest.hosts.comfy.loading.unet import load_unet
+from palimpsest.hosts.comfy.loading.unet_shape import read_shape
 from palimpsest.pipelines.errors import PalimpsestError
 from safetensors.torch import load_file, save_file
 

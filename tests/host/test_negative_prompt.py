@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 import comfy.samplers
 import pytest
 import torch
-from palimpsest.hosts import diffusers as diffusers_host
-from palimpsest.hosts import diffusers_negative_prompt
-from palimpsest.hosts.comfy_editing import BoundControl, EditRequest, edit
-from palimpsest.hosts.comfy_guider import EditGuider
-from palimpsest.hosts.comfy_inversion import Picture, invert_ddim
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_negative_prompt import invert_negative_prompt
-from palimpsest.hosts.comfy_prompt import prompt_tokens
-from palimpsest.hosts.comfy_proximal import with_proximal
-from palimpsest.hosts.comfy_trajectory import schedule
+from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest, edit
+from palimpsest.hosts.comfy.edits.guider import EditGuider
+from palimpsest.hosts.comfy.inversions.ddim import Picture, invert_ddim
+from palimpsest.hosts.comfy.inversions.negative_prompt import invert_negative_prompt
+from palimpsest.hosts.comfy.inversions.proximal import with_proximal
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.schedules import schedule
+from palimpsest.hosts.comfy.words import prompt_tokens
+from palimpsest.hosts.diffusers import folder as diffusers_host
+from palimpsest.hosts.diffusers import negative_prompt as diffusers_negative_prompt
 from palimpsest.pipelines.correction import ADD_TARGET, DIRECT_INVERSION, UNCORRECTED, Correction
 from palimpsest.pipelines.denoiser import RowCount
 from palimpsest.pipelines.errors import PalimpsestError

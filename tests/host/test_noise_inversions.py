@@ -4,18 +4,19 @@ import comfy.cli_args
 import folder_paths
 import pytest
 import torch
-from palimpsest.hosts import diffusers as diffusers_host
-from palimpsest.hosts.comfy_editing import BoundControl, EditRequest, edit
-from palimpsest.hosts.comfy_guider import EditGuider
-from palimpsest.hosts.comfy_inversion import Picture
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_noise_space import below_skip, invert_noise
-from palimpsest.hosts.comfy_prompt import prompt_tokens
-from palimpsest.hosts.comfy_sde import CycleRequest, cycle_sde
-from palimpsest.hosts.comfy_trajectory import load_trajectory, save_trajectory, schedule
-from palimpsest.hosts.diffusers_noise_space import invert_noise as invert_headless
-from palimpsest.nodes.invert_cyclediffusion import InvertCycleDiffusion
-from palimpsest.nodes.invert_edit_friendly import InvertEditFriendly
+from palimpsest.hosts.comfy.edits.cycle_sde import CycleRequest, cycle_sde
+from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest, edit
+from palimpsest.hosts.comfy.edits.guider import EditGuider
+from palimpsest.hosts.comfy.files.trajectories import load_trajectory, save_trajectory
+from palimpsest.hosts.comfy.inversions.ddim import Picture
+from palimpsest.hosts.comfy.inversions.noise_space import below_skip, invert_noise
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.schedules import schedule
+from palimpsest.hosts.comfy.words import prompt_tokens
+from palimpsest.hosts.diffusers import folder as diffusers_host
+from palimpsest.hosts.diffusers.noise_space import invert_noise as invert_headless
+from palimpsest.nodes.inversions.cyclediffusion import InvertCycleDiffusion
+from palimpsest.nodes.inversions.edit_friendly import InvertEditFriendly
 from palimpsest.pipelines.correction import ADD_TARGET, DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.couplings import independent, posterior
 from palimpsest.pipelines.denoiser import RowCount

@@ -6,14 +6,14 @@ import comfy.model_management
 import comfy.patcher_extension
 import pytest
 import torch
-from palimpsest.hosts import diffusers as diffusers_host
-from palimpsest.hosts.comfy_editing import EditRequest, edit
-from palimpsest.hosts.comfy_guider import EditGuider
-from palimpsest.hosts.comfy_inversion import Picture
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_null_text import invert_null_text
-from palimpsest.hosts.comfy_trajectory import schedule
-from palimpsest.hosts.diffusers_null_text import invert_null_text as invert_headless
+from palimpsest.hosts.comfy.edits.edit import EditRequest, edit
+from palimpsest.hosts.comfy.edits.guider import EditGuider
+from palimpsest.hosts.comfy.inversions.ddim import Picture
+from palimpsest.hosts.comfy.inversions.null_text import invert_null_text
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.schedules import schedule
+from palimpsest.hosts.diffusers import folder as diffusers_host
+from palimpsest.hosts.diffusers.null_text import invert_null_text as invert_headless
 from palimpsest.pipelines.correction import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.denoiser import RowCount
 from palimpsest.pipelines.errors import PalimpsestError

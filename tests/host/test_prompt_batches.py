@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from palimpsest.hosts.comfy_editing import BoundControl, edit
-from palimpsest.hosts.comfy_guider import EditGuider
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_prompt import encode_batch, prompt_tokens
+from palimpsest.hosts.comfy.edits.edit import BoundControl, edit
+from palimpsest.hosts.comfy.edits.guider import EditGuider
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.words import encode_batch, prompt_tokens
 from palimpsest.pipelines.attention.prompt_batch import rewrite_prompts
 from palimpsest.pipelines.correction import ADD_SOURCE, DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.errors import PalimpsestError

@@ -5,11 +5,12 @@ from dataclasses import replace
 import comfy.model_sampling
 import pytest
 import torch
-from palimpsest.hosts.comfy_checks import refuse_noise_mask
-from palimpsest.hosts.comfy_editing import edit
-from palimpsest.hosts.comfy_inversion import Picture, invert_ddim
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_trajectory import schedule, trajectory_from_latents
+from palimpsest.hosts.comfy.edits.edit import edit
+from palimpsest.hosts.comfy.files.trajectories import trajectory_from_latents
+from palimpsest.hosts.comfy.inversions.ddim import Picture, invert_ddim
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.refusals import refuse_noise_mask
+from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree
 from palimpsest.tests.host.test_comfy_editing import latent_for

@@ -8,17 +8,17 @@ import folder_paths
 import pytest
 import torch
 from palimpsest.benchmarks.golden import open_folder
-from palimpsest.hosts.comfy_editing import edit
-from palimpsest.hosts.comfy_features import (
+from palimpsest.hosts.comfy.edits.edit import edit
+from palimpsest.hosts.comfy.inversions.ddim import Picture, invert_ddim
+from palimpsest.hosts.comfy.inversions.features import (
     MIB,
     DiskStore,
     MemoryStore,
     feature_store,
     features_text,
 )
-from palimpsest.hosts.comfy_inversion import Picture, invert_ddim
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_trajectory import schedule
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.pipelines.attention.features import FeatureRecorder
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.correction import ADD_SOURCE, UNCORRECTED

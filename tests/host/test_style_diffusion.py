@@ -8,21 +8,21 @@ import comfy.clip_vision
 import comfy.model_management
 import pytest
 import torch
-from palimpsest.hosts import diffusers as diffusers_host
-from palimpsest.hosts.comfy_editing import BoundControl, EditRequest, edit
-from palimpsest.hosts.comfy_gradients import gradients, trainable
-from palimpsest.hosts.comfy_inversion import Picture
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_prompt import prompt_tokens
-from palimpsest.hosts.comfy_style_diffusion import (
+from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest, edit
+from palimpsest.hosts.comfy.inversions.ddim import Picture
+from palimpsest.hosts.comfy.inversions.style_diffusion import (
     encoded_tokens,
     invert_style_diffusion,
     source_of,
 )
-from palimpsest.hosts.comfy_trajectory import schedule
-from palimpsest.hosts.diffusers_attention import transformer_blocks
-from palimpsest.hosts.diffusers_style_diffusion import invert_style_diffusion as headless
-from palimpsest.hosts.diffusers_style_diffusion import source_of as headless_source
+from palimpsest.hosts.comfy.learning.gradients import gradients, trainable
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.comfy.schedules import schedule
+from palimpsest.hosts.comfy.words import prompt_tokens
+from palimpsest.hosts.diffusers import folder as diffusers_host
+from palimpsest.hosts.diffusers.attention import transformer_blocks
+from palimpsest.hosts.diffusers.style_diffusion import invert_style_diffusion as headless
+from palimpsest.hosts.diffusers.style_diffusion import source_of as headless_source
 from palimpsest.pipelines.correction import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.denoiser import RowCount
 from palimpsest.pipelines.errors import PalimpsestError

@@ -8,9 +8,9 @@ import folder_paths
 import pytest
 import torch
 from comfy.cli_args import args
-from palimpsest.hosts.comfy_editing import EditRequest, edit
-from palimpsest.hosts.comfy_models import load_folder
-from palimpsest.hosts.comfy_trajectory import load_trajectory, save_trajectory
+from palimpsest.hosts.comfy.edits.edit import EditRequest, edit
+from palimpsest.hosts.comfy.files.trajectories import load_trajectory, save_trajectory
+from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.pipelines.correction import DIRECT_INVERSION
 from palimpsest.pipelines.trajectory_file import FORMAT
 from palimpsest.tests.host import agree

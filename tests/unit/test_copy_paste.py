@@ -6,14 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from palimpsest.pipelines.copy_paste import (
-    Brush,
-    Move,
-    Regions,
-    connected,
-    copy_paste,
-    shifted,
-)
+from palimpsest.pipelines.copy_paste import Brush, Move, Regions, connected, copy_paste, shifted
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.noise import seeded
 from palimpsest.tests.unit.analytic import distance, picture

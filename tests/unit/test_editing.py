@@ -21,14 +21,7 @@ from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.schedule import step_down, vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
-from palimpsest.tests.unit.analytic import (
-    Prompted,
-    alpha_of,
-    distance,
-    geometric,
-    picture,
-    vp_step,
-)
+from palimpsest.tests.unit.analytic import Prompted, alpha_of, distance, geometric, picture, vp_step
 from palimpsest.tests.unit.prompts import prompt
 
 SOURCE, TARGET, CFG = 0.4, -0.7, 7.5

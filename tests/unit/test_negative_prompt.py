@@ -12,14 +12,7 @@ from palimpsest.pipelines.inversion.negative_prompt import match_tokens, negativ
 from palimpsest.pipelines.schedule import vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
 from palimpsest.pipelines.trajectory_file import from_tensors, to_tensors
-from palimpsest.tests.unit.analytic import (
-    Prompted,
-    alpha_of,
-    distance,
-    geometric,
-    picture,
-    vp_step,
-)
+from palimpsest.tests.unit.analytic import Prompted, alpha_of, distance, geometric, picture, vp_step
 
 SOURCE, TARGET, CFG, STEPS = 0.4, -0.7, 7.5, 8
 IDENTITY = 1e-10  # the same real numbers in another order of float64 operations

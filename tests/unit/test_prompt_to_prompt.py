@@ -7,21 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from palimpsest.pipelines.attention.bank import QKV, Bank, Site, attend
-from palimpsest.pipelines.attention.prompt_to_prompt import (
-    cross_windows,
-    rewrite_prompt,
-)
+from palimpsest.pipelines.attention.prompt_to_prompt import cross_windows, rewrite_prompt
 from palimpsest.pipelines.attention.tokens import positions_of
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.unit.analytic import distance, picture
-from palimpsest.tests.unit.maps import (
-    Refine,
-    Replace,
-    Reweight,
-    attention,
-    controlled,
-    cross_alpha,
-)
+from palimpsest.tests.unit.maps import Refine, Replace, Reweight, attention, controlled, cross_alpha
 from palimpsest.tests.unit.prompts import prompt
 
 STEPS, TOKENS, PIXELS, CHANNELS = 10, 12, 9, 16

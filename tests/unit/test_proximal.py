@@ -23,14 +23,7 @@ from palimpsest.pipelines.proximal import (
 from palimpsest.pipelines.schedule import flow_scale, sigma_from_t, vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
 from palimpsest.pipelines.trajectory_file import FORMAT, from_tensors, to_tensors
-from palimpsest.tests.unit.analytic import (
-    Prompted,
-    alpha_of,
-    distance,
-    geometric,
-    picture,
-    vp_step,
-)
+from palimpsest.tests.unit.analytic import Prompted, alpha_of, distance, geometric, picture, vp_step
 from palimpsest.tests.unit.chains import stable_diffusion_sigmas
 
 SOURCE, TARGET, CFG, STEPS = 0.4, -0.7, 7.5, 8

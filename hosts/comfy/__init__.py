@@ -1,0 +1,1 @@
+"""Inside ComfyUI: its MODEL, CONDITIONING, LATENT and files."""

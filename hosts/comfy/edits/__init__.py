@@ -1,0 +1,1 @@
+"""What a picture is edited by: one file per node family."""

@@ -1,0 +1,97 @@
+"""Points, masks and regions in the cells of a LATENT, and Copy-Paste on it."""
+
+from collections.abc import Sequence
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ....pipelines.copy_paste import Brush, Cell, Move, Regions, connected, copy_paste
+from ....pipelines.drag import cells_of
+from ....pipelines.errors import PalimpsestError
+from ....pipelines.noise import seeded
+from ....pipelines.points import DragPoints
+from ..coordinates import space_of
+from ..masks import latent_mask
+from ..refusals import check_samples
+
+
+def _check_picture(points: DragPoints, model: ModelPatcher, samples: Tensor) -> None:
+    """Refuse points that were set on a picture of another size than the latent's."""
+    cell = model.get_model_object("latent_format").spacial_downscale_ratio
+    height, width = samples.shape[-2:]
+    if tuple(n // cell for n in points.size) != (width, height):
+        raise PalimpsestError(
+            f"The points were set on a picture of {points.size[0]} x {points.size[1]} pixels, the "
+            f"latent is of {width * cell} x {height * cell}: connect the latent of their picture, "
+            "or set the points anew."
+        )
+
+
+def encoded_part(mask: Tensor, points: DragPoints, samples: Tensor) -> Tensor:
+    """What a VAE takes of a MASK [b, H, W] of the picture: the middle, in whole cells."""
+    width, height = points.size
+    if mask.shape[-2:] != (height, width):
+        return mask
+    rows, columns = samples.shape[-2:]
+    cell = max(1, width // columns)
+    top, left = (height - rows * cell) // 2, (width - columns * cell) // 2
+    return mask[:, top : top + rows * cell, left : left + columns * cell]
+
+
+def latent_cells(points: DragPoints, samples: Tensor) -> list[tuple[Cell, Cell]]:
+    """Pairs in the cells of a latent [B, C, h, w] that was encoded from their picture."""
+    cell = max(1, points.size[0] // samples.shape[-1])
+    return cells_of(points, cell, (samples.shape[-1], samples.shape[-2]))
+
+
+def regions_of(region: Tensor, pairs: Sequence[tuple[Cell, Cell]], samples: Tensor) -> Regions:
+    """What moves with every pair: the part of a MASK that hangs together under its handle."""
+    cells = (latent_mask(region[:1], samples)[0, 0] >= 0.5).cpu()
+    handles = tuple(handle for handle, _ in pairs)
+    return Regions(tuple(connected(cells, handle) for handle in handles), handles)
+
+
+def paste_on_latent(
+    samples: Tensor,
+    points: DragPoints,
+    model: ModelPatcher,
+    levels: Tensor,
+    *,
+    brush: Brush,
+    seed: int,
+    region: Tensor | None = None,
+) -> Tensor:
+    """Copy-Paste on a noisy LATENT, whole drags at once.
+
+    Args:
+        samples: [B, C, h, w] LATENT samples with leftover noise.
+        points: What moves where.
+        model: Whose latent it is.
+        levels: [k+1] core's SIGMAS that will finish it; the first is its noise level.
+        brush: How.
+        seed: Of the noise.
+        region: [b, H, W] MASK of what moves; None copies squares.
+
+    Returns:
+        LATENT samples; cells that nothing was copied from or to keep their bits.
+    """
+    check_samples(model, samples)
+    space = space_of(model, "Copy-Paste")
+    if not len(levels):
+        raise PalimpsestError(
+            "The sigmas are empty, so that the level of the latent is not known: connect those "
+            "that will finish it, for example of SDEdit Noise."
+        )
+    _check_picture(points, model, samples)
+    pairs = latent_cells(points, samples)
+    moves = [Move(i, *pair) for i, pair in enumerate(pairs)]
+    sigma = float(space.sigma(levels[0].double()))
+    x = model.model.process_latent_in(samples.float())
+    regions = None
+    if region is not None:
+        part = encoded_part(region, points, samples)
+        regions = regions_of(part, pairs, samples).at(moves)
+    pasted = copy_paste(x, moves, sigma, brush=brush, draw=seeded(seed), regions=regions)
+    out = model.model.process_latent_out(pasted)
+    return torch.where(pasted == x, samples.float(), out)

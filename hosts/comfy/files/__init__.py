@@ -1,0 +1,1 @@
+"""What is kept in the input and output folders."""

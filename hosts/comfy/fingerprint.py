@@ -1,0 +1,119 @@
+"""What tells a model or a conditioning from others, as text that a file can keep."""
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...pipelines.trajectory import Recipe
+from .coordinates import space_of
+from .guidance import Conditioning
+
+
+def fingerprint(model: ModelPatcher) -> str:
+    """What tells a model from others: its architecture and a few of its weights, as text."""
+    config = {k: str(v) for k, v in model.model.model_config.unet_config.items() if k != "dtype"}
+    key = _probed(model)
+    probe = [
+        round(float(value), 4)
+        for weight, *_ in model.get_key_patches(key).get(key, [])[:1]
+        for value in (weight[0] if isinstance(weight, tuple) else weight).flatten()[:8]
+    ]
+    kind = type(model.model).__name__
+    return json.dumps({"kind": kind, "config": config, "probe": probe}, sort_keys=True)
+
+
+def _probed(model: ModelPatcher) -> str:
+    """The model's first vector of weights: small, and other in every training."""
+    weights = model.model.diffusion_model.named_parameters(prefix="diffusion_model")
+    return next((name for name, weight in weights if weight.ndim == 1), "")
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two fingerprints are of one model, whatever dtype it was loaded in."""
+    a, b = json.loads(one), json.loads(other)
+    alike = len(a["probe"]) == len(b["probe"]) and all(
+        # bf16 keeps 8 bits of a weight, fp8 four: what is meant is the same number.
+        abs(x - y) <= 0.07 * max(abs(x), abs(y)) + 1e-3
+        for x, y in zip(a["probe"], b["probe"], strict=True)
+    )
+    return alike and a["kind"] == b["kind"] and a["config"] == b["config"]
+
+
+def conditioning_key(conditioning: Conditioning) -> str:
+    """A digest of all numbers and words of a conditioning; "" where it holds what has none.
+
+    ControlNets, hooks and other live objects cannot be told apart from their like.
+    """
+    digest = hashlib.sha256()
+    return digest.hexdigest() if _feed(digest, conditioning) else ""
+
+
+def source_key(model: ModelPatcher, conditionings: list[Conditioning], *, note: str = "") -> str:
+    """What a source's predictions depend on besides its chain; "" where it has no name.
+
+    Args:
+        model: The model; its LoRA and other changes of weights count.
+        conditionings: What the model is shown.
+        note: Anything else, such as a guidance scale.
+    """
+    keys = [conditioning_key(conditioning) for conditioning in conditionings]
+    if model.patches:  # LoRA, and whatever else changes weights
+        keys.append(str(model.patches_uuid))
+    if not _plain(model.model_options) or not all(keys):
+        return ""  # patches of calls are functions, which have no name to go by
+    return " ".join([note, *keys]) if note else " ".join(keys)
+
+
+def guided_key(
+    model: ModelPatcher, positive: Conditioning, negative: Conditioning, cfg: float
+) -> str:
+    """What tells a guided denoiser from others; "" where it has no name."""
+    shown = [positive] if cfg == 1 else [positive, negative]
+    return source_key(model, shown, note=f"{cfg:g}")
+
+
+def _plain(options: dict[str, Any]) -> bool:
+    """Whether a model's options hold nothing that changes its calls."""
+    return all(isinstance(value, dict) and _plain(value) for value in options.values())
+
+
+def _feed(digest: Any, value: Any) -> bool:
+    """Feed a value into a digest; False where that is not possible."""
+    if isinstance(value, Tensor):
+        plain = value.detach().float().cpu().contiguous()
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(plain.numpy().tobytes())
+        return True
+    if isinstance(value, dict):
+        return all(_feed(digest, pair) for pair in sorted(value.items(), key=lambda p: str(p[0])))
+    if isinstance(value, list | tuple):
+        digest.update(f"{type(value).__name__}{len(value)}".encode())
+        return all(_feed(digest, item) for item in value)
+    digest.update(repr(value).encode())
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def describe(model: ModelPatcher, recipe: Recipe) -> Recipe:
+    """A recipe that also says which model it was and how that model scales a LATENT."""
+    channels = model.get_model_object("latent_format").latent_channels
+    zero, one = (
+        model.model.process_latent_out(torch.full((1, channels, 1, 1), value)).flatten().tolist()
+        for value in (0.0, 1.0)
+    )
+    return replace(
+        recipe,
+        model=fingerprint(model),
+        noise_scale=space_of(model, "A trajectory").noise_scale,
+        latent_slope=tuple(b - a for a, b in zip(zero, one, strict=True)),
+        latent_offset=tuple(zero),
+    )
+
+
+def features_key(model: ModelPatcher, source: Conditioning) -> str:
+    """What source features depend on besides the chain; "" where that has no name."""
+    return source_key(model, [source])

@@ -1,0 +1,1 @@
+"""One file per inversion, and what they leave on the wires."""

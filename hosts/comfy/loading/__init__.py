@@ -1,0 +1,1 @@
+"""A diffusers model folder as MODEL, CLIP and VAE."""

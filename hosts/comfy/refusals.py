@@ -1,0 +1,97 @@
+"""What the ComfyUI host refuses, in one sentence each."""
+
+from typing import Any
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.patcher_extension
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...pipelines.errors import PalimpsestError
+from ...pipelines.trajectory import Trajectory
+from .coordinates import space_of
+from .fingerprint import fingerprint, same_model
+from .guidance import Conditioning
+
+
+def check_samples(model: ModelPatcher, samples: Tensor) -> None:
+    """Refuse a LATENT that the model cannot take.
+
+    Raises:
+        PalimpsestError: In one sentence.
+    """
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.ndim != 4 or samples.shape[1] != channels:
+        raise PalimpsestError(
+            f"The latent is {tuple(samples.shape)}, this model takes [batch, {channels}, height/8, "
+            "width/8]: encode the picture with this model's own VAE."
+        )
+    if not bool(torch.isfinite(samples).all()):
+        raise PalimpsestError(
+            "The latent holds NaN: the VAE overflowed or an earlier node failed; "
+            "encode the picture again, with the VAE in float32 or bfloat16."
+        )
+
+
+def refuse_noise_mask(latent: dict[str, Any], instead: str) -> None:
+    """Refuse a LATENT with a mask where it would be dropped in silence."""
+    if "noise_mask" in latent:
+        raise PalimpsestError(
+            "The latent carries a noise mask, but this node is about the whole picture: "
+            f"remove Set Latent Noise Mask and give the mask to {instead}."
+        )
+
+
+def check_trajectory(model: ModelPatcher, trajectory: Trajectory) -> None:
+    """Refuse a trajectory of another model.
+
+    Raises:
+        PalimpsestError: In one sentence.
+    """
+    check_samples(model, trajectory.origin)
+    made = trajectory.recipe.model
+    if made and not same_model(made, fingerprint(model)):
+        raise PalimpsestError(
+            "The trajectory was made with another model than the one connected: connect the model "
+            "that inverted the picture, or invert again with this one."
+        )
+    flow = trajectory.recipe.noise_scale
+    if flow is not None and space_of(model, "A trajectory").noise_scale != flow:
+        raise PalimpsestError(
+            "The trajectory was made with a flow model (or one of another noise scale), the model "
+            "connected is none: connect the model that inverted the picture."
+        )
+
+
+def check_owner(own: Tensor, conditioning: Conditioning, role: str) -> None:
+    """Refuse a conditioning that the control's words do not belong to."""
+    if len(conditioning) != 1:
+        raise PalimpsestError(
+            f"The {role} conditioning has {len(conditioning)} entries, a control takes one: "
+            "combine or area nodes cannot be used with it."
+        )
+    given = conditioning[0][0]
+    if given.shape != own.shape or not torch.equal(given.cpu(), own.cpu()):
+        raise PalimpsestError(
+            f"The {role} conditioning is not the one this control was made for: connect that "
+            "output of the same Prompt-to-Prompt node (ControlNet may stand between), or a "
+            "conditioning of the same text."
+        )
+
+
+def require_variance_preserving(model: ModelPatcher, feature: str) -> None:
+    """Refuse models that are not eps- or v-prediction models.
+
+    Raises:
+        PalimpsestError: Naming the model and the feature.
+    """
+    sampling = model.get_model_object("model_sampling")
+    known = isinstance(sampling, comfy.model_sampling.EPS) and sampling.sigma_data == 1.0
+    if not known or isinstance(sampling, comfy.model_sampling.X0):
+        raise PalimpsestError(
+            f"{feature} takes models that predict noise or v (SD 1.x, SD 2.x, SDXL), this "
+            f"{type(model.model).__name__} model predicts something else: load such a checkpoint."
+        )

@@ -1,0 +1,266 @@
+"""Running a pipeline inside a sampling session of ComfyUI.
+
+The algorithm stands where ComfyUI expects a sampler: loading, offloading, LoRA, hooks, ControlNet,
+previews and interruption are the host's own. A denoiser exists only while the session does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.patcher_extension
+import comfy.samplers
+import latent_preview
+import torch
+from comfy.conds import CONDCrossAttn
+from comfy.model_patcher import create_model_options_clone
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from torch import Tensor
+
+from ...pipelines.attention.bank import AttentionHook
+from ...pipelines.denoiser import Denoiser, Guidance, RowCount, per_row
+from ...pipelines.proximal import Mix
+from ...pipelines.trajectory import Trajectory
+from .attention import hooked_options
+from .coordinates import OURS, Space
+from .guidance import BranchGuider, Conds, CondsAt, guided, needs_negative_alone, negative_alone
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """What an algorithm may use while the model is loaded.
+
+    Attributes:
+        guider: Holds the processed conditionings.
+        options: The model's options for this run.
+        rows: Rows spent so far.
+        x0: [B, C, h, w] the latent that was given, in model scale, on the model's device.
+        on_step: Shows progress and a preview.
+        space: How the model's coordinates relate to x.
+    """
+
+    guider: BranchGuider
+    options: dict[str, Any]
+    rows: RowCount
+    x0: Tensor
+    on_step: Callable[[int, Tensor, Tensor], None]
+    space: Space = OURS
+
+    @property
+    def target(self) -> Conds:
+        """Conditionings of the target."""
+        return self.guider.conds
+
+    @property
+    def source(self) -> Conds:
+        """Conditionings of the source."""
+        return self.guider.source_conds
+
+    def denoiser(
+        self,
+        conds: Conds | CondsAt,
+        hook: AttentionHook | None = None,
+        *,
+        guidance: Guidance | None = None,
+        mix: Mix | None = None,
+    ) -> Denoiser:
+        """A guided denoiser; what other nodes hook into guidance takes effect.
+
+        Args:
+            conds: `target` or `source`, or what makes such of a level.
+            hook: Sees every attention.
+            guidance: Scale of every level; the guider's own cfg if not given.
+            mix: Guides in the place of the plain sum.
+        """
+        guider, options = self.guider, self._options(hook)
+        if mix is not None:
+            options["sampler_cfg_function"] = self._core_guidance(mix)
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            WrappersMP.PREDICT_NOISE, options, is_model_options=True
+        )
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            here = conds(sigma) if callable(conds) else conds
+
+            def predict(x: Tensor, level: Tensor, options: dict, seed: int | None) -> Tensor:
+                # The guider's cfg is read anew: core's CFGOverride changes it for some steps.
+                cfg = guider.cfg if guidance is None else self._cfg_of(guidance, level)
+                if hook is None and needs_negative_alone(cfg, options):
+                    return negative_alone(guider.inner_model, x, level, here, options)
+                return guided(guider.inner_model, x, level, here, cfg, options, seed)
+
+            executor = WrapperExecutor.new_class_executor(predict, guider, wrappers)
+            return executor.execute(*self._called_with(x, sigma), options, None)
+
+        return denoise
+
+    def _core_guidance(self, mix: Mix) -> Callable[[dict[str, Any]], Tensor]:
+        """A guidance as core's samplers call it: what they add to the input, negated."""
+
+        def guidance(args: dict[str, Any]) -> Tensor:
+            sigma = self.space.sigma(args["sigma"].double()).to(args["input"])
+            guesses = args["cond_denoised"], args["uncond_denoised"]
+            return args["input"] - mix(*guesses, args["cond_scale"], sigma)
+
+        return guidance
+
+    def _cfg_of(self, guidance: Guidance, levels: Tensor) -> float | Tensor:
+        """One scale, or one per row, of ComfyUI's levels."""
+        scales = [guidance(sigma) for sigma in self.space.sigma(levels.double()).tolist()]
+        if len(set(scales)) == 1:
+            return scales[0]
+        return torch.tensor(scales, device=levels.device, dtype=torch.float32)
+
+    def _called_with(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent and level of every row, as core's model calls take them."""
+        shown = self.space.shown(x, per_row(sigma, x))
+        level = self.space.level(sigma).to(device=x.device, dtype=torch.float32)
+        return shown, level.expand(len(x))
+
+    def recorder(
+        self, conds: Conds, hook: AttentionHook | None, *, negative: bool = False
+    ) -> Denoiser:
+        """The conditional rows alone, for the attention that `hook` reads from them.
+
+        Args:
+            conds: `target` or `source`.
+            hook: Sees every attention.
+            negative: The unconditional rows alone instead.
+        """
+        options = self._options(hook)
+        branches = [None, conds["negative"]] if negative else [conds["positive"]]
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            predicted = comfy.samplers.calc_cond_batch(
+                self.guider.inner_model, branches, *self._called_with(x, sigma), options
+            )
+            return predicted[-1]
+
+        return denoise
+
+    def with_uncond(self, conds: Conds, trajectory: Trajectory) -> Conds | CondsAt:
+        """Conditionings in whose negative a trajectory's own embeddings stand, where it has some.
+
+        Everything else of the negative stays: its pooled output, for example.
+        """
+        if trajectory.uncond is None:
+            return conds
+        template = conds["negative"][0]
+
+        def here(sigma: Tensor) -> Conds:
+            embedding = trajectory.uncond_at(sigma)
+            of_model = template["model_conds"] | {"c_crossattn": CONDCrossAttn(embedding)}
+            return conds | {"negative": [template | {"model_conds": of_model}]}
+
+        return here
+
+    def levels_per_call(self, wanted: int, *branches: Conds) -> int:
+        """How many levels may go into one call: one, where conditioning depends on the level.
+
+        Core looks at the first row's level for all rows where an entry has a span of steps, a
+        ControlNet or hooks, and so do wrappers around the guider.
+        """
+        entries = [entry for conds in branches for kind in conds.values() for entry in kind]
+        spans = {"timestep_start", "timestep_end", "control", "hooks", "gligen"}
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            WrappersMP.PREDICT_NOISE, self.options, is_model_options=True
+        )
+        apart = bool(wrappers) or any(
+            entry.get(key) is not None for entry in entries for key in spans
+        )
+        return 1 if apart else wanted
+
+    def restore(self, x: Tensor, x0: Tensor, origin: Tensor) -> Tensor:
+        """A latent at the lowest level as LATENT samples; what is unedited comes back bit for bit.
+
+        Args:
+            x: [B, C, h, w] in model scale, on the model's device.
+            x0: What it was before the edit, in the same scale.
+            origin: The same, as LATENT samples.
+        """
+        out = self.guider.inner_model.process_latent_out(x.float())
+        return torch.where(x == x0, origin.to(out), out)
+
+    def _options(self, hook: AttentionHook | None) -> dict[str, Any]:
+        options = create_model_options_clone(self.options)
+        if hook is not None:
+            options = hooked_options(self.guider.inner_model, options, hook)
+        comfy.patcher_extension.add_wrapper_with_key(
+            WrappersMP.APPLY_MODEL, "palimpsest", _counter(self.rows), options, True
+        )
+        return options
+
+
+def _counter(rows: RowCount) -> Callable[..., Tensor]:
+    def count(executor: Callable[..., Tensor], x: Tensor, *args: Any, **options: Any) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        rows.add(len(x))
+        return executor(x, *args, **options)
+
+    return count
+
+
+@dataclass(eq=False)
+class _SessionSampler(comfy.samplers.Sampler):
+    """Stands in a sampler's place and keeps what the algorithm returns."""
+
+    algorithm: Callable[[Session], Any]
+    space: Space
+    total: int
+    rows: RowCount = field(default_factory=RowCount)
+    result: Any = None
+
+    def sample(
+        self,
+        guider: BranchGuider,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Callable,
+        noise: Tensor,
+        latent_image: Tensor,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        def on_step(done: int, x: Tensor, denoised: Tensor) -> None:
+            callback(done - 1, denoised, x, self.total)
+
+        options = extra_args["model_options"]
+        session = Session(guider, options, self.rows, latent_image, on_step, self.space)
+        self.result = self.algorithm(session)
+        return latent_image
+
+
+def run(
+    guider: BranchGuider,
+    samples: Tensor,
+    levels: Tensor,
+    algorithm: Callable[[Session], Any],
+    *,
+    space: Space = OURS,
+    total: int | None = None,
+    callback: Callable[[int, Tensor, Tensor, int], None] | None = None,
+) -> tuple[Any, int]:
+    """Call `algorithm` with the model loaded.
+
+    Args:
+        guider: The model and its conditionings.
+        samples: [B, C, h, w] LATENT samples that the run is about.
+        levels: [N+1] the falling levels that it will visit, as core's SIGMAS.
+        algorithm: What to do; its tensors live on the model's device.
+        space: How the model's coordinates relate to x.
+        total: Steps of which `on_step` is going to tell; one per level if not given.
+        callback: Told of every step as core's samplers tell (step, denoised, latent, total);
+            core's own progress and previews if not given.
+
+    Returns:
+        What `algorithm` returned, and the rows spent.
+    """
+    total = len(levels) - 1 if total is None else total
+    sampler = _SessionSampler(algorithm, space, total)
+    callback = callback or latent_preview.prepare_callback(guider.model_patcher, total)
+    guider.sample(
+        torch.zeros_like(samples), samples, sampler, levels, callback=callback, disable_pbar=True
+    )
+    return sampler.result, sampler.rows.rows

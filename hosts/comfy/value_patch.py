@@ -1,0 +1,56 @@
+"""Mapped values of cross-attention in ComfyUI's UNet, through its own patch point."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import comfy.model_patcher
+from torch import Tensor
+
+from ...pipelines.attention.value_mapping import ValuesAt, value_contexts
+from ...pipelines.trajectory import Trajectory
+from .attention import roles_of
+from .coordinates import Space
+from .session import Session
+
+
+def with_values(session: Session, values_at: ValuesAt) -> Session:
+    """A session whose conditional rows compute cross-attention's values from a mapped embedding.
+
+    What other nodes put there before stays, and is mapped as well.
+
+    Args:
+        session: The session.
+        values_at: The mapping of a level; None leaves the values of that level alone.
+    """
+    options = comfy.model_patcher.create_model_options_clone(session.options)
+    patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
+    mapped = _patch(values_at, session.space)
+    patches["attn2_patch"] = [*patches.get("attn2_patch", []), mapped]
+    return replace(session, options=options)
+
+
+def along(session: Session, trajectory: Trajectory) -> tuple[Session, Session]:
+    """The sessions of source and target of an edit along a trajectory.
+
+    The source's values are mapped in every step, the target's in those of the recipe's window.
+    """
+    if trajectory.values is None:
+        return session, session
+    window = trajectory.recipe.value_window
+    source = with_values(session, trajectory.values_at)
+    return source, with_values(session, lambda s: trajectory.values_at(s, window=window))
+
+
+def _patch(values_at: ValuesAt, space: Space) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """What core calls with the queries' input, and those of keys and values."""
+
+    def patch(
+        n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        values = values_at(space.sigma(extra["sigmas"][0].double()))
+        if values is None:
+            return n, context, value
+        return n, context, value_contexts(value, roles_of(extra["cond_or_uncond"]), values)
+
+    return patch

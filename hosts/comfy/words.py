@@ -1,0 +1,234 @@
+"""Which tokens of ComfyUI's CLIP belong to which word of a prompt.
+
+The text a person writes is not the text CLIP reads: ComfyUI takes out weights, `(cat:1.2)`, puts
+in learned vectors, `embedding:name`, and cuts long prompts into chunks. Core says which *group*
+(a run of equal weight, or an embedding) every token came from. The words of a group are found by
+tokenizing each of them alone, which gives the tokens it has in its sentence, since CLIP never
+merges across a space. The result is compared with core's own tokens: nothing is guessed.
+"""
+
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import comfy.sd
+import torch
+from comfy.sd1_clip import (
+    SDTokenizer,
+    escape_important,
+    load_embed,
+    token_weights,
+    unescape_important,
+)
+from torch import Tensor
+
+from ...pipelines.attention.tokens import PromptTokens, Word
+from ...pipelines.errors import PalimpsestError
+from .guidance import Conditioning
+
+#: Encoders whose tokens a UNet attends to, by the keys of `clip.tokenize`; SDXL has l and g.
+ENCODERS = ("l", "h", "g")
+
+#: A token as core tells it with its group: id or vector, weight, group (0 for special tokens).
+Token = tuple[int | Tensor, float, int]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of the prompt that core tokenizes in one go.
+
+    Attributes:
+        text: As the user reads it, without weight brackets.
+        glued: Whether its first word continues the last word of the piece before it.
+        embedding: Whether it is a learned embedding instead of text.
+    """
+
+    text: str
+    glued: bool
+    embedding: bool = False
+
+
+def prompt_tokens(clip: comfy.sd.CLIP, text: str) -> PromptTokens:
+    """Read the words of a prompt, and the positions of their tokens in the conditioning.
+
+    A word is what stands between spaces, without weight brackets; its punctuation belongs to it.
+    An embedding is the word `embedding:name`, its vectors have negative ids, the same ones in
+    every prompt. What leaves no token (an embedding that is not installed) is no word.
+
+    Args:
+        clip: A CLIP of an SD 1.x, SD 2.x or SDXL model.
+        text: The prompt as the user wrote it.
+
+    Raises:
+        PalimpsestError: If the CLIP is of another kind, or its tokens cannot be told apart.
+    """
+    try:
+        chunks_of = clip.tokenize(text, return_word_ids=True)
+    except IndexError as error:  # all that core says of it
+        raise PalimpsestError(
+            f"ComfyUI cannot read the prompt {text!r}: every `embedding:` in it must be followed "
+            "by a name; add it, or leave the mark out."
+        ) from error
+    if not chunks_of.keys() <= set(ENCODERS):
+        raise PalimpsestError(
+            f"The CLIP reads with {', '.join(chunks_of)}: words can be told apart only in the CLIP "
+            "of an SD 1.x, SD 2.x or SDXL model; connect the one that came with the MODEL."
+        )
+    first, *others = (
+        _read(getattr(clip.tokenizer, f"clip_{key}"), chunks_of[key], text)
+        for key in ENCODERS
+        if key in chunks_of
+    )
+    for other in others:
+        if other.words != first.words or len(other.ids) != len(first.ids):
+            raise PalimpsestError(
+                f"The two tokenizers of this CLIP cut the prompt {text!r} differently: words must "
+                "stand at the same positions for both; use plainer words, or embeddings made for "
+                "SDXL."
+            )
+    return first
+
+
+def _read(tokenizer: SDTokenizer, chunks: Sequence[Sequence[Token]], text: str) -> PromptTokens:
+    """The words of a prompt in one tokenizer's chunks."""
+    tokens = [token for chunk in chunks for token in chunk]
+    ids = [-1 if isinstance(token, Tensor) else int(token) for token, _, _ in tokens]
+    vectors = {p: token for p, (token, _, _) in enumerate(tokens) if isinstance(token, Tensor)}
+    groups: dict[int, list[int]] = {}
+    for position, (_, _, group) in enumerate(tokens):
+        if group:
+            groups.setdefault(group, []).append(position)
+
+    words: list[Word] = []
+    for group, piece in enumerate(_pieces(tokenizer, text), start=1):
+        positions = groups.pop(group, [])
+        if piece.embedding:
+            _check_vectors(tokenizer, piece, positions, vectors)
+            found = [(piece.text, len(positions))]
+            for n, position in enumerate(positions):
+                ids[position] = -1 - zlib.crc32(f"{piece.text}/{n}".encode())
+        else:
+            parts = [(part, _tokenize(tokenizer, part)) for part in piece.text.split()]
+            expected = [token for _, part_ids in parts for token in part_ids]
+            if expected != [ids[position] for position in positions]:
+                raise _mismatch(text)
+            found = [(part, len(part_ids)) for part, part_ids in parts]
+        _append(words, found, positions, glued=piece.glued)
+    if groups:
+        raise _mismatch(text)
+    content = sum(1 for _, _, group in chunks[-1] if group)
+    length = len(ids) - len(chunks[-1]) + 1 + content + 1
+    return PromptTokens(tuple(ids), tuple(word for word in words if word.positions), length)
+
+
+def _append(
+    words: list[Word], found: Sequence[tuple[str, int]], positions: Sequence[int], *, glued: bool
+) -> None:
+    """Add the words of a piece: each with its number of the piece's positions."""
+    start = 0
+    for n, (text, count) in enumerate(found):
+        own = tuple(positions[start : start + count])
+        start += count
+        if n == 0 and glued and words:
+            last = words.pop()
+            words.append(Word(last.text + text, last.positions + own))
+        else:
+            words.append(Word(text, own))
+
+
+def _pieces(tokenizer: SDTokenizer, text: str) -> Iterator[Piece]:
+    """The pieces core makes groups of, one by one."""
+    mark = tokenizer.embedding_identifier
+    after_space = True
+    for segment, _ in token_weights(escape_important(text), 1.0):
+        head, *rest = re.split(rf"(?<=\s){re.escape(mark)}", unescape_important(segment))
+        for part in filter(None, [head, *(mark + tail for tail in rest)]):
+            glued = not after_space and not part[0].isspace()
+            if part.startswith(mark) and tokenizer.embedding_directory is not None:
+                yield from _embedding_pieces(tokenizer, part.removeprefix(mark), glued)
+            else:
+                yield Piece(part, glued)
+            after_space = part[-1].isspace()
+
+
+def _embedding_pieces(tokenizer: SDTokenizer, part: str, glued: bool) -> Iterator[Piece]:
+    """An embedding and the text behind it, cut as core cuts them."""
+    name, *words = part.split()
+    name, tail = re.fullmatch(r"([^<\[]*)(.*)", name, re.DOTALL).groups()
+    installed = _installed(tokenizer, name)
+    bare = name.strip(",")
+    if not installed and bare != name:
+        installed = _installed(tokenizer, bare)
+        name, tail = bare, " ".join(filter(None, [name[len(bare) :], tail]))
+    if installed:
+        yield Piece(tokenizer.embedding_identifier + name, glued, embedding=True)
+    left = " ".join(filter(None, [tail, *words]))
+    if left:
+        yield Piece(left, glued=bool(tail) and installed)
+
+
+def _installed(tokenizer: SDTokenizer, name: str) -> bool:
+    directories = tokenizer.embedding_directory
+    found = load_embed(name, directories, tokenizer.embedding_size, tokenizer.embedding_key)
+    return found is not None
+
+
+def encode_batch(clip: comfy.sd.CLIP, texts: Sequence[str]) -> Conditioning:
+    """One CONDITIONING of several prompts, a row for each; of one prompt, core's own.
+
+    Args:
+        clip: Any CLIP.
+        texts: The prompts.
+
+    Raises:
+        PalimpsestError: If several prompts differ in length by whole chunks, or carry hooks.
+    """
+    first, *others = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts)
+    if not others:
+        return first
+    entries = [conditioning[0] for conditioning in (first, *others)]
+    lengths = sorted({entry[0].shape[1] for entry in entries})
+    if len(lengths) > 1:
+        raise PalimpsestError(
+            f"The target's prompts take {' and '.join(map(str, lengths))} tokens: in a batch all "
+            "must take as many; shorten the long ones, or edit them one by one."
+        )
+    if any(len(conditioning) != 1 for conditioning in (first, *others)):
+        raise PalimpsestError(
+            "The CLIP carries a schedule of hooks, which a batch of prompts cannot have: set "
+            "one_per_line off and edit the prompts one by one."
+        )
+    merged = dict(entries[0][1])
+    if merged.get("pooled_output") is not None:
+        merged["pooled_output"] = torch.cat([entry[1]["pooled_output"] for entry in entries])
+    return [[torch.cat([entry[0] for entry in entries]), merged]]
+
+
+def _check_vectors(
+    tokenizer: SDTokenizer,
+    piece: Piece,
+    positions: Sequence[int],
+    vectors: Mapping[int, Tensor],
+) -> None:
+    """Refuse an embedding that core will drop, which would move all tokens behind it."""
+    widths = {vectors[p].shape[-1] for p in positions if p in vectors}
+    if widths != {tokenizer.embedding_size}:
+        raise PalimpsestError(
+            f"The prompt's {piece.text} has {' and '.join(map(str, widths)) or 'no'} numbers a "
+            f"token, this CLIP reads {tokenizer.embedding_size}: take an embedding that was made "
+            "for this kind of model, or leave it out."
+        )
+
+
+def _tokenize(tokenizer: SDTokenizer, word: str) -> list[int]:
+    """The ids of one word alone, without start and end."""
+    end = -1 if tokenizer.tokenizer_adds_end_token else None
+    return tokenizer.tokenizer(word)["input_ids"][tokenizer.tokens_start : end]
+
+
+def _mismatch(text: str) -> PalimpsestError:
+    return PalimpsestError(
+        f"The words of the prompt {text!r} cannot be told apart in CLIP's tokens: they must be "
+        "plain text between spaces; leave out unusual characters and spaces."
+    )

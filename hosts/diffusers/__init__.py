@@ -1,0 +1,1 @@
+"""The same without ComfyUI, on a diffusers model folder."""

@@ -1,0 +1,111 @@
+"""A prompt as the diffusers host sees it, and what an inversion puts in its place."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...pipelines.attention.tokens import PromptTokens, Word
+from ...pipelines.errors import PalimpsestError
+from ...pipelines.trajectory import Trajectory
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A prompt as the UNet and as the attention controls see it.
+
+    Attributes:
+        embedding: [1, tokens, channels] hidden states of the text encoder.
+        tokens: The words and their positions.
+        added: What an SDXL UNet takes beside them (`text_embeds`, `time_ids`); empty otherwise.
+        values: [2, B, tokens, channels] what the embedding is mapped by where values are computed
+            from it (StyleDiffusion), or None.
+    """
+
+    embedding: Tensor
+    tokens: PromptTokens
+    added: dict[str, Tensor] = field(default_factory=dict)
+    values: Tensor | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells it from other prompts, as text."""
+        tensors = (self.embedding, *self.added.values())
+        return hashlib.sha256(b"".join(t.float().numpy().tobytes() for t in tensors)).hexdigest()
+
+
+#: A prompt that changes with the noise level.
+PromptAt = Callable[[Tensor], Prompt]
+
+
+def guided_key(prompt: Prompt, negative: Prompt | None, cfg: float) -> str:
+    """What tells a guided denoiser from others of one model, as text."""
+    shown = [prompt] if cfg == 1 or negative is None else [prompt, negative]
+    return " ".join([f"{cfg:g}", *(p.key for p in shown)])
+
+
+def with_uncond(negative: Prompt, trajectory: Trajectory) -> Prompt | PromptAt:
+    """The negative prompt, with a trajectory's own embeddings in its place where it has some."""
+    if trajectory.uncond is None:
+        return negative
+    return lambda sigma: replace(negative, embedding=trajectory.uncond_at(sigma))
+
+
+def with_values(prompt: Prompt, trajectory: Trajectory, window: float = 1.0) -> Prompt | PromptAt:
+    """A prompt, its values mapped by a trajectory's own mapping where that has one.
+
+    Args:
+        prompt: Of the source or the target.
+        trajectory: Carries the mapping.
+        window: See `Trajectory.values_at`.
+    """
+    if trajectory.values is None:
+        return prompt
+    return lambda sigma: replace(prompt, values=trajectory.values_at(sigma, window=window))
+
+
+def conditions(prompts: list[Prompt], images: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The UNet's text arguments for `images` rows per prompt."""
+    embeddings = torch.cat([p.embedding.expand(images, -1, -1) for p in prompts]).to(dtype)
+    if not prompts[0].added:
+        return {"encoder_hidden_states": embeddings}
+    added = {
+        key: torch.cat([p.added[key].expand(images, -1) for p in prompts]).to(dtype)
+        for key in prompts[0].added
+    }
+    return {"encoder_hidden_states": embeddings, "added_cond_kwargs": added}
+
+
+def token_ids(tokenizer: Any, text: str) -> Tensor:
+    """[1, max length] token ids, padded as the model was trained."""
+    return tokenizer(
+        text,
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    ).input_ids
+
+
+def prompt_tokens(tokenizer: Any, text: str) -> PromptTokens:
+    """Words of a prompt and the positions of their tokens.
+
+    White space is a hard boundary for these tokenizers, so each word is tokenized alone.
+
+    Raises:
+        PalimpsestError: If the prompt is longer than the tokenizer allows.
+    """
+    ids = tuple(token_ids(tokenizer, text)[0].tolist())
+    position, words = 1, []
+    for word in text.split():
+        count = len(tokenizer(word, add_special_tokens=False).input_ids)
+        words.append(Word(word, tuple(range(position, position + count))))
+        position += count
+    if position >= len(ids):
+        raise PalimpsestError(
+            f"The prompt has {position - 1} tokens, this model takes {len(ids) - 2}: shorten it."
+        )
+    return PromptTokens(ids, tuple(words), position + 1)

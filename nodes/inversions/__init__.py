@@ -1,0 +1,1 @@
+"""One node per inversion: swap one for another, and nothing else in the graph changes."""

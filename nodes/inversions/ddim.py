@@ -1,0 +1,160 @@
+"""Nodes that turn a picture into the noise it came from."""
+
+from comfy_api.latest import io
+
+from ...hosts.comfy.edits.edit import BoundControl
+from ...hosts.comfy.inversions.ddim import Picture, invert_ddim
+from ...hosts.comfy.inversions.features import MIB, feature_store, features_text
+from ...hosts.comfy.refusals import check_owner
+from ...pipelines.attention.features import FeatureRecorder
+from ...pipelines.errors import PalimpsestError
+from ...pipelines.solvers import averaged, fixed_point
+from ..wires import Control
+from .shared import (
+    ANY_MODEL,
+    CATEGORY,
+    SIGMAS_IN,
+    convention_input,
+    inverted,
+    need_negative,
+    negative_input,
+    outputs,
+    picture_inputs,
+    picture_of,
+)
+
+
+class InvertDDIM(io.ComfyNode):
+    """DDIM inversion, plain or refined."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestInvertDDIM",
+            display_name="Invert (DDIM)",
+            category=CATEGORY,
+            description="Traces a picture back to the noise that the model would paint it from, "
+            "and records every stage on the way: the trajectory that Edit works along.",
+            search_aliases=[
+                "ddim inversion",
+                "unsampler",
+                "unsample",
+                "invert image",
+                "real image editing",
+                "noise from image",
+                "aidi",
+                "renoise",
+            ],
+            inputs=[
+                *picture_inputs(model=ANY_MODEL),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance while inverting. 1 is the published choice; higher values "
+                    "need the negative and invert less exactly.",
+                ),
+                convention_input(),
+                io.Int.Input(
+                    "refinement",
+                    default=0,
+                    min=0,
+                    max=20,
+                    tooltip="Extra model calls per step that make the way back exact. Edit does "
+                    "not need them; sampling the noise with core's samplers does: try 4.",
+                ),
+                SIGMAS_IN,
+                negative_input("Only needed where cfg is not 1."),
+                io.Boolean.Input(
+                    "averaging",
+                    default=False,
+                    optional=True,
+                    tooltip="Average what the refinement visits, as ReNoise does, in place of "
+                    "accelerating it. Read with a refinement of 1 or more.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "source_features",
+                    options=["off", "memory", "disk"],
+                    default="off",
+                    optional=True,
+                    tooltip="Keep what the control is going to read of the source, so that Edit "
+                    "need not run the source again. Needs the control and convention current.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "feature_budget",
+                    default=1024,
+                    min=1,
+                    max=1_000_000,
+                    optional=True,
+                    tooltip="MiB that the source features may take. Where they take more, none "
+                    "are kept, the node says how much it would be, and Edit works as usual.",
+                    advanced=True,
+                ),
+                Control.Input(
+                    "control",
+                    optional=True,
+                    tooltip="The one that Edit will use; only read to keep source features.",
+                ),
+            ],
+            outputs=outputs(),
+            has_intermediate_output=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        latent,
+        steps,
+        scheduler,
+        strength,
+        cfg,
+        convention,
+        refinement,
+        sigmas=None,
+        negative=None,
+        averaging=False,
+        source_features="off",
+        feature_budget=1024,
+        control=None,
+    ) -> io.NodeOutput:
+        need_negative(cfg, negative)
+        levels = (steps, scheduler, strength)
+        picture = picture_of(
+            "Invert (DDIM)", model, positive, negative, latent, levels, sigmas, cfg=cfg
+        )
+        recorder = _recorder(picture, control, source_features, feature_budget)
+        trajectory, spent = invert_ddim(
+            picture,
+            convention=convention,
+            refinement=refinement,
+            solve=averaged if averaging else fixed_point,
+            recorder=recorder,
+        )
+        told = ""
+        if recorder is not None:
+            told = features_text(recorder.needed, recorder.budget, source_features)
+        return inverted(model, trajectory, spent, told)
+
+
+def _recorder(
+    picture: Picture, control: BoundControl | None, place: str, budget: int
+) -> FeatureRecorder | None:
+    """What keeps the source features of an inversion, if they are wanted."""
+    if place == "off":
+        return None
+    if control is None:
+        raise PalimpsestError(
+            f"source_features is {place}, but no control is connected: connect the control that "
+            "Edit will use, or set source_features to off."
+        )
+    check_owner(control.source, picture.positive, "positive")
+    return FeatureRecorder(control.control, picture.sigmas, budget * MIB, feature_store(place))
+
+
+NODES = [InvertDDIM]
