@@ -5,7 +5,7 @@ Steps, guidance and the windows of Prompt-to-Prompt are one for all; a method sa
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -91,8 +91,7 @@ def negative_prompt(picture: Picture) -> Trajectory:
 
 def proximal(picture: Picture) -> Trajectory:
     """Negative-prompt inversion under proximal guidance."""
-    trajectory = negative_prompt(picture)
-    return replace(trajectory, recipe=replace(trajectory.recipe, proximal=Proximal()))
+    return negative_prompt(picture).with_carried(Proximal())
 
 
 def edit_friendly(picture: Picture) -> Trajectory:

@@ -123,8 +123,8 @@ def in_comfy(pixels: int) -> Callable[[], object]:
     import comfy.model_patcher
     import comfy.supported_models
 
-    from ..hosts.comfy.inversions.ddim import Picture
     from ..hosts.comfy.inversions.null_text import invert_null_text as invert
+    from ..hosts.comfy.inversions.picture import Picture
 
     torch.manual_seed(0)
     model = comfy.supported_models.SD15(COMFY_UNET).get_model({})

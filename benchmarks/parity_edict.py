@@ -1,15 +1,17 @@
 """EDICT beside the published code: both chains up, and both chains of an edit."""
 
+from dataclasses import replace
 from difflib import SequenceMatcher
 
 import torch
 from torch import Tensor
 
-from ..hosts.diffusers.edict import coupled_edit, invert_edict
+from ..hosts.diffusers.edict import invert_edict
 from ..pipelines.attention.prompt_to_prompt import PromptToPrompt, token_weights
 from ..pipelines.attention.tokens import Alignment, PromptTokens
 from ..pipelines.denoiser import RowCount
 from ..pipelines.errors import PalimpsestError
+from ..pipelines.inversion.edict import Coupled
 from ..pipelines.schedule import sigma_from_alpha, vp_scale
 from .golden import Case, Folder, Result, error, input_latent
 
@@ -27,21 +29,12 @@ def run_edict(folder: Folder, case: Case) -> Result:
     control = None
     if case.method.endswith("p2p"):
         control = published_control(source.tokens, target.tokens)
-    edited = coupled_edit(
-        folder.unet,
-        trajectory,
-        source,
-        target,
-        empty,
-        cfg=cfg,
-        control=control,
-        record_at="edit",
-        rows=rows,
-    ).walk()
+    whole = folder.unet.edit(trajectory, source, target, empty, cfg=cfg, control=control, rows=rows)
+    edited = replace(whole, record_at="edit").walk()
     top, low = vp_scale(sigmas[-1]), vp_scale(sigmas[0])
     ours = {
         "inv_x": trajectory.latents[-1] * top,
-        "inv_y": trajectory.partner[-1] * top,
+        "inv_y": trajectory.find(Coupled).partner[-1] * top,
         "edit_x": edited.x * low,
         "edit_y": edited.y * low,
     }

@@ -10,6 +10,7 @@ from ..hosts.diffusers.prompt import Prompt
 from ..pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
 from ..pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction, residual
 from ..pipelines.denoiser import RowCount
+from ..pipelines.rows import Rows
 from ..pipelines.schedule import step_down, vp_scale
 from ..pipelines.trajectory import Trajectory
 from .golden import Case, Folder, Result, error, input_latent
@@ -81,12 +82,10 @@ def edit_along(
         keep_source=True,
         rows=rows,
     )
-    walked = [(trajectory.start, trajectory.start)]
+    walked = [Rows(trajectory.start, trajectory.start)]
     for i in range(trajectory.steps):
-        source_row, target_row = walked[-1]
-        stepped = whole.step(i, target_row, source_row)
-        walked.append((stepped.source, stepped.latent))
-    ours = torch.stack([torch.cat([source_row, row]) for source_row, row in walked], 1)
+        walked.append(whole.step(i, walked[-1]))
+    ours = torch.stack([torch.cat([rows_at.source, rows_at.target]) for rows_at in walked], 1)
     ours = torch.stack([published_scale(row, trajectory.sigmas.flip(0)) for row in ours])
     errors = rowwise("final", ours[:, -1], case.tensors["final"])
     if "traj" in case.tensors:

@@ -19,6 +19,7 @@ from ..pipelines.denoiser import RowCount
 from ..pipelines.editing import Edit
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.inversion.noise_space import EDIT_FRIENDLY
+from ..pipelines.rows import Rows
 from ..pipelines.schedule import Step, step_down, vp_scale
 from ..pipelines.trajectory import Trajectory
 from .golden import Case, Folder, Result, error, input_latent
@@ -119,11 +120,11 @@ def _invert(folder: Folder, case: Case, rows: RowCount) -> Trajectory:
 def _walk(whole: Edit) -> list[Tensor]:
     """The target at every level, noisy to clean; the last step repeats no noise."""
     chain, last = whole.trajectory, replace(whole, correction=DIRECT_INVERSION)
-    walked = [chain.start]
+    walked = [Rows(chain.start, chain.start)]
     for i in range(chain.steps):
         edit = last if i == chain.steps - 1 else whole
-        walked.append(edit.step(i, walked[-1], chain.latents[chain.steps - i]).latent)
-    return walked
+        walked.append(edit.step(i, walked[-1]))
+    return [rows.target for rows in walked]
 
 
 def _steps(trajectory: Trajectory) -> list[Step]:

@@ -4,8 +4,6 @@ The run script that the cases come from asks for inversion guidance and never ha
 nothing is pulled here. Its quantile is over the source row too, whose difference is zero.
 """
 
-from dataclasses import replace
-
 from ..hosts.diffusers.negative_prompt import invert_negative_prompt
 from ..pipelines.correction import UNCORRECTED
 from ..pipelines.denoiser import RowCount
@@ -32,8 +30,10 @@ def run_negative_prompt(folder: Folder, case: Case) -> Result:
         interpolation=case.settings.get("npi_interp", 0.0),
         rows=rows,
     )
-    recipe = replace(trajectory.recipe, proximal=_proximal(case))
-    return edit_along(folder, case, replace(trajectory, recipe=recipe), UNCORRECTED, rows)
+    limits = _proximal(case)
+    if limits is not None:
+        trajectory = trajectory.with_carried(limits)
+    return edit_along(folder, case, trajectory, UNCORRECTED, rows)
 
 
 def _proximal(case: Case) -> Proximal | None:

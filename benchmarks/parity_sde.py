@@ -2,12 +2,12 @@
 
 The published SDE-Drag steps by 1000 // N timesteps over a grid that is a rounded linspace, so that
 a step may start at one timestep and its chain at the next. In variance-preserving latents nothing
-shows; here every step is taken between its own two levels and carried over to the grid's.
+shows; here every level has coordinates of its own, in which a step lands where the next one starts.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ..pipelines.copy_paste import Brush, Cell, Move, copy_paste
 from ..pipelines.correction import CYCLE, UNCORRECTED, Correction
-from ..pipelines.couplings import OnStep, markov, one_noise
+from ..pipelines.couplings import markov, one_noise
 from ..pipelines.denoiser import Denoiser, Guidance, RowCount, constant, ramp
-from ..pipelines.drag import drag, plan
-from ..pipelines.editing import Branches, Edit, Edited
+from ..pipelines.drag import DragStep, drag, plan
+from ..pipelines.editing import Branches, Edit
 from ..pipelines.noise import Draw
+from ..pipelines.rows import Rows
 from ..pipelines.schedule import sigma_from_alpha, vp_scale
 from ..pipelines.sdedit import sdedit
 from ..pipelines.trajectory import Recipe, Trajectory
@@ -79,70 +80,70 @@ class Grid:
         """Noise level of a timestep."""
         return sigma_from_alpha(self.alphas[timestep])
 
-    def over(self, x: Tensor, timestep: Tensor, other: Tensor) -> Tensor:
-        """The same variance-preserving latent, read at another timestep."""
-        return x * (self.alphas[timestep] / self.alphas[other]).sqrt().float()
+    @cached_property
+    def sigmas(self) -> Tensor:
+        """[k+1] noise level of every timestep, as the model knows it."""
+        return self.sigma(self.timesteps)
+
+    @cached_property
+    def levels(self) -> Tensor:
+        """[k+1] what stands for it here: their quotients are those of the published steps."""
+        quotients = self.sigma(self.timesteps[1:] - self.leap) / self.sigmas[1:]
+        return self.sigmas[-1] * _down(quotients)
+
+    @cached_property
+    def stretch(self) -> Tensor:
+        """[k+1] a latent here over x: where a step lands and where the next starts is one z."""
+        lows = self.alphas[self.timesteps[:-1]]
+        return _down((lows / self.alphas[self.timesteps[1:] - self.leap]).sqrt())
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """[k+1] float32, z over what stands for it here."""
+        return (vp_scale(self.sigmas) / self.stretch).float()
 
     def record(self, x0: Tensor, draw: Draw) -> Trajectory:
         """The published Markov chain; `x0` at the lowest level."""
-        latents = [x0]
-        for low, high in pairwise(self.timesteps):
-            levels = self.sigma(torch.stack([low, low + self.leap]))
-            x = markov(latents[-1], levels, draw)[-1]
-            latents.append(self.over(x, low + self.leap, high))
-        chain = Recipe("markov", eta=1.0)
-        return Trajectory(torch.stack(latents), self.sigma(self.timesteps), x0, chain)
+        z = [x0 * self.scale[0]]
+        for low in self.timesteps[:-1]:
+            ends = self.sigma(torch.stack([low, low + self.leap]))
+            below, above = vp_scale(ends)
+            z.append(markov(z[-1] / below, ends, draw)[-1] * above)
+        chain = torch.stack(z) / self.scale.view(-1, 1, 1, 1, 1)
+        return Trajectory(chain, self.levels, x0, Recipe("markov", eta=1.0))
+
+    def denoiser(self, folder: Folder, case: Case, cfg: Guidance, rows: RowCount) -> Denoiser:
+        """The guided model, asked in these coordinates; `cfg` goes by the model's own levels."""
+        prompts = folder.prompt(case.settings["prompt"]), folder.prompt("")
+        inner = folder.unet.denoiser(*prompts, cfg=cfg, rows=rows)
+
+        def denoise(x: Tensor, level: Tensor) -> Tensor:
+            k = int((self.levels - level).abs().argmin())
+            stretch = float(self.stretch[k])
+            return stretch * inner(x / stretch, self.sigmas[k])
+
+        return denoise
 
 
-@dataclass(frozen=True, eq=False)
-class PublishedWalk(Edit):
-    """An edit whose steps leap as the published ones do."""
-
-    grid: Grid | None = None
-
-    def run(self, on_step: OnStep | None = None, *, start: Tensor | None = None) -> Edited:
-        """Walk down; `on_step` sees the latent at the grid's level."""
-        grid, steps = self.grid, self.trajectory.steps
-        x = self.trajectory.start if start is None else start
-        for level in range(steps, 0, -1):
-            high, low = grid.timesteps[level], grid.timesteps[level - 1]
-            landing = high - grid.leap
-            chain = self.trajectory.latents[level]
-            below = grid.over(self.trajectory.latents[level - 1], low, landing)
-            short = Trajectory(
-                torch.stack([below, chain]),
-                grid.sigma(torch.stack([landing, high])),
-                below,
-                self.trajectory.recipe,
-            )
-            step = Edit(short, self.branches, self.correction, self.eta, mask=self.mask)
-            stepped = step.step(0, x, chain)
-            x = grid.over(stepped.latent, landing, low)
-            if on_step:
-                on_step(steps - level + 1, x, stepped.denoised)
-        return Edited(x, None)
-
-
-def _denoiser(folder: Folder, case: Case, cfg: Guidance, rows: RowCount) -> Denoiser:
-    prompts = folder.prompt(case.settings["prompt"]), folder.prompt("")
-    return folder.unet.denoiser(*prompts, cfg=cfg, rows=rows)
+def _down(quotients: Tensor) -> Tensor:
+    """[k+1] products of [k] quotients from each place to the last, where it is 1."""
+    return torch.cat([quotients.flip(0).cumprod(0).flip(0), quotients.new_ones(1)])
 
 
 def run_cycle(folder: Folder, case: Case) -> Result:
     """Cycle-SDE of an untouched latent: every recorded level, and the way back."""
     rows, steps = RowCount(), len(case.settings["timesteps"]) - 1
     grid = Grid.of(folder, case, steps)
-    scale = vp_scale(grid.sigma(grid.timesteps))
-    x0 = input_latent(folder, case)
-    trajectory = grid.record(x0 / scale[0], replay(iter(case.tensors["noise"])))
+    x0 = input_latent(folder, case) / grid.scale[0]
+    trajectory = grid.record(x0, replay(iter(case.tensors["noise"])))
     # Two objects: the published code computes both branches, and what it leaves is rounding.
     cfg = constant(case.settings["guidance_scale"])
-    branches = Branches(*(_denoiser(folder, case, cfg, rows) for _ in range(2)))
+    branches = Branches(*(grid.denoiser(folder, case, cfg, rows) for _ in range(2)))
     walked: list[Tensor] = []
-    walk = PublishedWalk(trajectory, branches, CYCLE, 1.0, grid=grid)
-    walk.run(lambda _i, x, _d: walked.append(x))
-    back = torch.cat(walked) * scale[:-1].flip(0).view(-1, 1, 1, 1)
-    chain = trajectory.latents.flatten(0, 1) * scale.view(-1, 1, 1, 1)
+    Edit(trajectory, branches, CYCLE, 1.0).run(lambda _i, x, _d: walked.append(x))
+    scale = grid.scale.view(-1, 1, 1, 1)
+    back = torch.cat(walked) * scale[:-1].flip(0)
+    chain = trajectory.latents.flatten(0, 1) * scale
     return Result(
         {
             "forward_sample": error(chain[:-1], case.tensors["forward_sample"]),
@@ -157,20 +158,18 @@ def run_cycle(folder: Folder, case: Case) -> Result:
 def run_step(folder: Folder, case: Case) -> Result:
     """One step of Cycle-SDE, or of the published ODE, which takes nothing of the residual."""
     rows, settings = RowCount(), case.settings
-    high = torch.tensor(settings["timestep"])
-    grid = Grid(torch.stack([high]), folder.alphas_cumprod.double(), 1000 // settings["steps"])
-    levels = torch.stack([high - grid.leap, high])
-    scale = vp_scale(grid.sigma(levels))
+    high, leap = settings["timestep"], 1000 // settings["steps"]
+    grid = Grid(torch.tensor([high - leap, high]), folder.alphas_cumprod.double(), leap)
     names = ("forward_sample", "forward_x_prev", "sample")  # the cleaner one, the noisier one
     below, chain, x = (
-        case.tensors[name] / size for name, size in zip(names, scale[[0, 1, 1]], strict=True)
+        case.tensors[name] / size for name, size in zip(names, grid.scale[[0, 1, 1]], strict=True)
     )
-    short = Trajectory(torch.stack([below, chain]), grid.sigma(levels), below, Recipe("markov"))
+    short = Trajectory(torch.stack([below, chain]), grid.levels, below, Recipe("markov"))
     cfg = constant(settings["guidance_scale"])
-    branches = Branches(*(_denoiser(folder, case, cfg, rows) for _ in range(2)))
+    branches = Branches(*(grid.denoiser(folder, case, cfg, rows) for _ in range(2)))
     correction: Correction = CYCLE if settings["sde"] else UNCORRECTED
     whole = Edit(short, branches, correction, settings.get("eta", 0.0))
-    ours = whole.step(0, x, chain).latent * scale[0]
+    ours = whole.step(0, Rows(x, chain)).target * grid.scale[0]
     return Result({"out": error(ours, case.tensors["out"])}, rows.rows)
 
 
@@ -178,29 +177,24 @@ def run_drag(folder: Folder, case: Case) -> Result:
     """SDE-Drag: what was noised, pasted and painted in every drag step."""
     rows, settings = RowCount(), case.settings
     grid = Grid.of(folder, case, int(settings["drag_t"] * settings["steps"]))
-    scale = vp_scale(grid.sigma(grid.timesteps))
     draw = replay(recorded_draws(case))
-    cfg = ramp(grid.sigma(grid.timesteps), settings.get("guidance_scale", 3.0), overshoot=True)
-    branches = Branches(*(_denoiser(folder, case, cfg, rows) for _ in range(2)))
+    cfg = ramp(grid.sigmas, settings.get("guidance_scale", 3.0), overshoot=True)
+    branches = Branches(*(grid.denoiser(folder, case, cfg, rows) for _ in range(2)))
     mask = (case.tensors["mask64"] > 128).float()[None, None]
     noised: list[Tensor] = []
     painted: list[Tensor] = []
 
     def record(x: Tensor) -> Trajectory:
         trajectory = grid.record(x, draw)
-        noised.append(trajectory.start * scale[-1])
+        noised.append(trajectory.start * grid.scale[-1])
         return trajectory
 
-    x0 = input_latent(folder, case) / scale[0]
     drag(
-        x0,
+        input_latent(folder, case) / grid.scale[0],
         plan(_cells(settings), settings["step_size"], still=True),
         record=record,
-        edit=lambda chain: PublishedWalk(chain, branches, CYCLE, 1.0, mask=mask, grid=grid),
-        brush=published_brush(case),
-        draw=draw,
-        mask_start=False,
-        on_drag=lambda _i, x: painted.append(x * scale[0]),
+        step=DragStep(branches, 1.0, published_brush(case), draw, mask, mask_start=False),
+        on_drag=lambda _i, x: painted.append(x * grid.scale[0]),
     )
     errors = {"final": error(painted[-1], case.tensors["final"])}
     for name, ours in (("forward_noised", noised), ("backward", painted)):

@@ -150,22 +150,11 @@ class Edit(io.ComfyNode):
         latent, kept, spent = edit(request)
         text = f"{spent.rows} UNet rows, {spent.seconds:.1f} s"
         text += f"\nreconstruction: {reconstruction_text(kept, trajectory.origin)}"
-        if trajectory.partner is not None:
-            text += _coupled_text(cfg, trajectory.recipe.cfg)
+        told = (carried.told(trajectory, cfg) for carried in trajectory.carried)
+        text = "\n".join([text, *filter(None, told)])
         blocked = ExecutionBlocker(None) if kept is None else {"samples": kept}
         cost = cost_text(spent, trajectory.recipe)
         return io.NodeOutput({"samples": latent}, blocked, cost, ui=report(spent, text))
-
-
-def _coupled_text(cfg: float, inverted: float) -> str:
-    """What must be known about an edit along EDICT's chains."""
-    text = "\ncorrection is not read: the chains of EDICT lead back by themselves"
-    if cfg != inverted:
-        text += (
-            f"\ncfg is {cfg:g}, that of Invert (EDICT) {inverted:g}: the picture is only kept "
-            "where they are equal"
-        )
-    return text
 
 
 class EditGuiderNode(io.ComfyNode):

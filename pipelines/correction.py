@@ -69,10 +69,11 @@ CYCLE = ADD_SOURCE
 def correction_along(trajectory: Trajectory, wanted: Correction) -> Correction:
     """What is done about the residual along a trajectory.
 
-    That of an SDE chain is the noise the picture is made of: the edit repeats it, whatever is
-    wanted of an ODE chain's inversion error.
+    Where it is the noise that the picture is made of, the chain says how much of it an edit
+    repeats, whatever is wanted of an ODE chain's inversion error.
     """
-    return CYCLE if trajectory.recipe.eta else wanted
+    strength = trajectory.recipe.strength
+    return wanted if strength is None else Correction(target_strength=strength)
 
 
 def residual(chain: Tensor, chain_next: Tensor, denoised: Tensor, step: Step) -> Tensor:

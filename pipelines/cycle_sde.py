@@ -74,7 +74,8 @@ class Recorder:
             latents = markov(x0, self.sigmas, draw)
         else:
             latents = ddim(self.invert, x0, self.sigmas, scale=self.scale, on_step=on_step)
-        recipe = Recipe("markov" if self.eta else "ddim", eta=self.eta)
+        strength = 1.0 if self.eta else None
+        recipe = Recipe("markov" if self.eta else "ddim", eta=self.eta, strength=strength)
         chain = Trajectory(latents, self.sigmas, x0 if origin is None else origin, recipe)
         return self.denoise(chain, on_levels)
 

@@ -9,15 +9,20 @@ References:
         Editing, arXiv:2311.01410, section 4.2
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from .copy_paste import Brush, Cell, Move, Regions, copy_paste
+from .correction import CYCLE
 from .couplings import OnStep
-from .editing import Edit
+from .editing import Branches, Edit
 from .errors import PalimpsestError
+from .kept_region import outside
 from .noise import Draw
 from .points import DragPoints, Point
 from .trajectory import Trajectory
@@ -141,9 +146,6 @@ def check_mask(mask: Tensor, pairs: Sequence[tuple[Cell, Cell]]) -> None:
 #: Gives a latent its chain down to noise, source guesses included.
 Record = Callable[[Tensor], Trajectory]
 
-#: The edit along a chain.
-MakeEdit = Callable[[Trajectory], Edit]
-
 #: Called after each drag step with (drag steps done, result so far).
 OnDrag = Callable[[int, Tensor], None]
 
@@ -153,11 +155,7 @@ def drag(
     steps: Sequence[Sequence[Move]],
     *,
     record: Record,
-    edit: MakeEdit,
-    brush: Brush,
-    draw: Draw,
-    regions: Regions | None = None,
-    mask_start: bool = True,
+    step: DragStep,
     on_step: OnStep | None = None,
     on_drag: OnDrag | None = None,
 ) -> Tensor:
@@ -167,34 +165,65 @@ def drag(
         x0: [B, C, h, w] the picture at the lowest level.
         steps: From `plan`.
         record: Called once a drag step with the result so far.
-        edit: Called once a drag step; its `mask` says what may change.
-        brush: How regions are copied.
-        draw: Noise of the copying.
-        regions: The user's own regions; the brush's square if not given.
-        mask_start: Whether the mask already holds for what was pasted, before the first call of
-            the model. The published code lets content outside the mask into that call.
+        step: How a drag step is taken.
         on_step: Progress of the walk in each drag step.
         on_drag: Progress callback.
     """
     x = x0
     for i, moves in enumerate(steps, 1):
-        trajectory = record(x)
-        whole = edit(trajectory)
-        top = trajectory.start
-        start = copy_paste(
-            top,
-            moves,
-            float(trajectory.sigmas[-1]),
-            brush=brush,
-            draw=draw,
-            regions=None if regions is None else regions.at(moves),
-        )
-        if mask_start and whole.mask is not None:
-            start = top + whole.mask * (start - top)
-        x = whole.run(on_step, start=start).latent
+        x = step.take(record(x), moves, on_step)
         if on_drag:
             on_drag(i, x)
     return x
+
+
+@dataclass(frozen=True, eq=False)
+class DragStep:
+    """How every step of a drag is taken: copy at the noisiest level, and walk down.
+
+    Attributes:
+        branches: The guided denoisers of source and target, which are mostly one.
+        eta: Of the step down.
+        brush: How regions are copied.
+        draw: Noise of the copying.
+        mask: [1 or B, 1, h, w] in 0..1; where it is 0 the picture is kept.
+        regions: The user's own regions; the brush's square if not given.
+        mask_start: Whether the mask already holds for what was pasted, before the first call of
+            the model. The published code lets content outside the mask into that call.
+    """
+
+    branches: Branches
+    eta: float
+    brush: Brush
+    draw: Draw
+    mask: Tensor | None = None
+    regions: Regions | None = None
+    mask_start: bool = True
+
+    def take(
+        self, trajectory: Trajectory, moves: Sequence[Move], on_step: OnStep | None = None
+    ) -> Tensor:
+        """[B, C, h, w] the picture after one step.
+
+        Args:
+            trajectory: The picture's chain, with its source's guesses.
+            moves: What is copied where.
+            on_step: Progress of the walk.
+        """
+        kept = outside(self.mask, trajectory)
+        start = copy_paste(
+            trajectory.start,
+            moves,
+            float(trajectory.sigmas[-1]),
+            brush=self.brush,
+            draw=self.draw,
+            regions=None if self.regions is None else self.regions.at(moves),
+        )
+        if self.mask_start:
+            for region in kept:
+                start = region.within(start, trajectory.start)
+        whole = Edit(trajectory, self.branches, CYCLE, self.eta, after=kept)
+        return whole.run(on_step, start=start).latent
 
 
 def _text(point: Point) -> str:

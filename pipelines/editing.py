@@ -26,6 +26,9 @@ Of the source it needs denoise_src(x_src) alone, which the chain fixes before th
 The residual may also be that of the target's own denoiser, unedited, along the chain (the paper's
 "add target"): R is then what denoise_tgt does not explain of x_src.
 
+A step is the equation. What happens before it (a step on x itself) and after it (a mask, a pull
+towards the chain, a blend) is handed in.
+
 A second-order step puts for D the line through the last two denoised guesses, taken at the middle
 of the step in log sigma (DPM-Solver++ 2M, with or without noise):
 
@@ -43,6 +46,8 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
@@ -55,9 +60,10 @@ from .correction import DIRECT_INVERSION, Correction, residual
 from .couplings import OnStep
 from .denoiser import Denoiser
 from .errors import PalimpsestError
+from .finite import check_finite
 from .noise import Draw
-from .proximal import ProximalGuidance
-from .schedule import Step, step_down
+from .rows import After, Guess, Rows, Traced
+from .schedule import Moment, Step, moment_at, step_down
 from .trajectory import Trajectory
 
 #: What a step runs of the source: all that guidance needs, the rows a control reads, or nothing.
@@ -77,12 +83,14 @@ class Branches:
             source row is the chain. None without a control.
         unedited: The target's without a control; run along the chain where the residual of the
             target is added. `target` itself if None.
+        traced: As `target`, and says where guidance changed anything: asked in its place.
     """
 
     target: Denoiser
     source: Denoiser
     record: Denoiser | None = None
     unedited: Denoiser | None = None
+    traced: Traced | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +103,11 @@ class Edit:
         correction: What is done about the residual.
         eta: Of the step down; 0 for an ODE chain, 1 for an SDE chain.
         bank: Attention recorded from the source and read by the target, if there is a control.
-        mask: [1 or B, 1, h, w] in 0..1; where it is 0 the recorded chain is kept.
         keep_source: Follow a drifting source row to the end although nothing reads it.
-        proximal: Draws the rows back to the chain where the guidance changed nothing; the
-            denoisers of the branches share it.
         draw: Fresh noise for the target where eta is above 0 and nothing of R is added to it.
         order: 1, or 2 for second-order steps of a target that takes nothing of R.
+        before: Moves the target before a step; None leaves it.
+        after: What happens to the rows after every step, in order.
     """
 
     trajectory: Trajectory
@@ -108,11 +115,11 @@ class Edit:
     correction: Correction = DIRECT_INVERSION
     eta: float = 0.0
     bank: Bank | None = None
-    mask: Tensor | None = None
     keep_source: bool = False
-    proximal: ProximalGuidance | None = None
     draw: Draw | None = None
     order: Literal[1, 2] = 1
+    before: Callable[[Tensor, Moment], Tensor] | None = None
+    after: tuple[After, ...] = ()
 
     def __post_init__(self) -> None:
         if self.order == 2 and self.correction.target_strength:
@@ -124,80 +131,89 @@ class Edit:
     @cached_property
     def source_rows(self) -> list[SourceRows]:
         """What each step runs of the source: a row that no one reads is never run."""
-        steps, bank, correction = self.trajectory.steps, self.bank, self.correction
+        steps, correction = self.trajectory.steps, self.correction
         adds_source = correction.target_strength and correction.residual_of == "source"
         if adds_source and self.trajectory.denoised is None:
             return ["guided"] * steps
-        read = [bank is not None and bank.control.active(i, steps) for i in range(steps)]
+        moments = [moment_at(self.trajectory.sigmas, i) for i in range(steps)]
         if correction.on_chain:
-            runs = [bank is not None and bank.runs(i) for i in range(steps)]
-            return ["recorded" if r else "none" for r in runs]
+            return ["recorded" if self._runs_source(at) else "none" for at in moments]
         # A drifting source is followed as long as some later step still reads it.
-        last = (
-            steps if self.keep_source else max((i + 1 for i in range(steps) if read[i]), default=0)
-        )
+        read = [at.step + 1 for at in moments if self._reads_source(at)]
+        last = steps if self.keep_source else max(read, default=0)
         return ["guided"] * last + ["none"] * (steps - last)
 
-    def step(self, i: int, x: Tensor, source: Tensor, last: Tensor | None = None) -> Stepped:
-        """Take target and source row from the level of step `i` to the next.
+    def _reads_source(self, at: Moment) -> bool:
+        """Whether anyone reads the source in a step."""
+        active = self.bank is not None and self.bank.control.active(at)
+        return active or any(after.reads_source(at) for after in self.after)
+
+    def _runs_source(self, at: Moment) -> bool:
+        """Whether a step has to run the source for them: not where the inversion kept it."""
+        runs = self.bank is not None and self.bank.runs(at)
+        return runs or any(after.reads_source(at) for after in self.after)
+
+    def step(self, i: int, rows: Rows) -> Rows:
+        """Take both rows from the level of step `i` to the next.
 
         Args:
             i: Counts from the noisiest level.
-            x: [B, C, ...] the target row.
-            source: [B, C, ...] the source row.
-            last: The target's denoised guess of the step before; without it a step is of order 1.
+            rows: At the level of the step. The guess that led there makes a step of order 2; a step
+                without one is of order 1.
         """
-        trajectory, correction = self.trajectory, self.correction
+        trajectory, at = self.trajectory, moment_at(self.trajectory.sigmas, i)
         level = trajectory.steps - i
         chain, chain_next = trajectory.latents[level], trajectory.latents[level - 1]
-        if self._untouched(x, chain):
-            return Stepped(chain_next, chain_next, trajectory.latents[0])
-        sigma = trajectory.sigmas[level]
-        step = step_down(sigma, trajectory.sigmas[level - 1], self.eta)
-        if self.bank is not None:
-            self.bank.begin(i)
-        d_source = self._denoise_source(i, source, sigma)
-        d_chain = self._denoise_chain(i, chain, sigma, d_source)
-        d_target = self.branches.target(x, sigma)
-        d_used = self._extrapolated(level, d_target, last)
-        x_next = _target_step(x, d_used, chain, chain_next, d_chain, step, correction)
-        if self.draw is not None and step.sigma_up and not correction.target_strength:
+        if self._untouched(rows.target, chain):
+            return Rows(chain_next, chain_next, Guess(trajectory.latents[0]))
+        step = step_down(at.sigma, trajectory.sigmas[level - 1], self.eta)
+        x = rows.target if self.before is None else self.before(rows.target, at)
+        with self._recorded(at):
+            d_source = self._denoise_source(rows.source, at)
+            d_chain = self._denoise_chain(chain, at, d_source)
+            guess = self._denoise_target(x, at)
+        used = self._extrapolated(level, guess, rows.guess)
+        x_next = _target_step(x, used, chain, chain_next, d_chain, step, self.correction)
+        if self.draw is not None and step.sigma_up and not self.correction.target_strength:
             x_next = x_next + step.sigma_up * self.draw(x)
-        if self.proximal is not None:
-            x_next = self.proximal.pull(x_next, chain_next, sigma)
-        if self.mask is not None:
-            kept = trajectory.clean if level == 1 else chain_next
-            x_next = kept + self.mask * (x_next - kept)
-        if correction.on_chain:
-            source = chain_next
-        elif d_source is not None:
-            mean = step.c * source + (1 - step.c) * d_source
-            source = mean + correction.scale_at(i) * (chain_next - mean)
-            if self.proximal is not None:
-                source = self.proximal.pull_source(source, chain_next, sigma)
-        if self.bank is not None:
-            self.bank.begin(i + 1)
-        return Stepped(x_next, source, d_target)
+        source = self._source_step(rows.source, d_source, chain_next, step, at)
+        moved = Rows(x_next, source, guess)
+        for after in self.after:
+            moved = after(moved, chain_next, at)
+        check_finite(moved.target, at)
+        return moved
 
-    def _denoise_source(self, i: int, source: Tensor, sigma: Tensor) -> Tensor | None:
+    @contextmanager
+    def _recorded(self, at: Moment) -> Iterator[None]:
+        """Within a step the bank holds what the source row leaves; after it, nothing."""
+        if self.bank is not None:
+            self.bank.begin(at)
+        yield
+        if self.bank is not None:
+            self.bank.begin(None)
+
+    def _denoise_source(self, source: Tensor, at: Moment) -> Tensor | None:
         """Run the source rows of a step; their prediction, where it is that of the guidance."""
-        rows = self.source_rows[i]
+        rows = self.source_rows[at.step]
         if rows == "guided":
-            return self.branches.source(source, sigma)
+            return self.branches.source(source, at.sigma)
         if rows == "recorded" and self.branches.record is not None:
-            self.branches.record(source, sigma)
+            self.branches.record(source, at.sigma)
         return None
 
-    def _denoise_chain(
-        self, i: int, chain: Tensor, sigma: Tensor, d_source: Tensor | None
-    ) -> Tensor | None:
+    def _denoise_chain(self, chain: Tensor, at: Moment, d_source: Tensor | None) -> Tensor | None:
         """The prediction along the chain whose residual is added to the target, if one is."""
         if not self.correction.target_strength:
             return None
         if self.correction.residual_of == "target":
-            return (self.branches.unedited or self.branches.target)(chain, sigma)
+            return (self.branches.unedited or self.branches.target)(chain, at.sigma)
         kept = self.trajectory.denoised
-        return d_source if kept is None else kept[self.trajectory.steps - i - 1]
+        return d_source if kept is None else kept[at.steps - at.step - 1]
+
+    def _denoise_target(self, x: Tensor, at: Moment) -> Guess:
+        if self.branches.traced is not None:
+            return self.branches.traced(x, at.sigma)
+        return Guess(self.branches.target(x, at.sigma))
 
     def _untouched(self, x: Tensor, chain: Tensor) -> bool:
         """Whether both rows are the chain under one denoiser: their difference is zero then."""
@@ -206,15 +222,26 @@ class Edit:
         else:
             same = self.branches.target is self.branches.source
         added = self.bank is None and self.correction.target_strength == 1
-        return same and added and torch.equal(x, chain)
+        return same and added and self.before is None and torch.equal(x, chain)
 
-    def _extrapolated(self, level: int, denoised: Tensor, last: Tensor | None) -> Tensor:
+    def _extrapolated(self, level: int, guess: Guess, last: Guess | None) -> Tensor:
         """The D' of a second-order step from `level`; D itself where the step is of order 1."""
         if self.order == 1 or last is None or level == 1:
-            return denoised  # the last step is long in log sigma, or endless: first order
+            return guess.denoised  # the last step is long in log sigma, or endless: first order
         before, now, after = (float(self.trajectory.sigmas[level + i]) for i in (1, 0, -1))
         ahead = math.log(now / after) / (2 * math.log(before / now))
-        return denoised + ahead * (denoised - last)
+        return guess.denoised + ahead * (guess.denoised - last.denoised)
+
+    def _source_step(
+        self, source: Tensor, d_source: Tensor | None, chain_next: Tensor, step: Step, at: Moment
+    ) -> Tensor:
+        """The source row at the next level: the chain itself, or where its own steps lead."""
+        if self.correction.on_chain:
+            return chain_next
+        if d_source is None:  # no one follows it any more
+            return source
+        mean = step.c * source + (1 - step.c) * d_source
+        return mean + self.correction.scale_at(at.step) * (chain_next - mean)
 
     def run(self, on_step: OnStep | None = None, *, start: Tensor | None = None) -> Edited:
         """Walk all steps, from the noisiest level to the lowest.
@@ -222,25 +249,18 @@ class Edit:
         Args:
             on_step: Progress callback.
             start: [B, C, ...] the target at the noisiest level; the chain's own if not given.
+
+        Raises:
+            PalimpsestError: If the latents stop being finite, naming the step.
         """
-        source, last = self.trajectory.start, None
-        x = source if start is None else start
+        top = self.trajectory.start
+        rows = Rows(top if start is None else start, top)
         for i in range(self.trajectory.steps):
-            stepped = self.step(i, x, source, last)
-            x, source, last = stepped.latent, stepped.source, stepped.denoised
+            rows = self.step(i, rows)
             if on_step:
-                on_step(i + 1, x, stepped.denoised)
+                on_step(i + 1, rows.target, rows.guess.denoised)
         followed = self.correction.on_chain or self.source_rows[-1] == "guided"
-        return Edited(x, source if followed else None)
-
-
-@dataclass(frozen=True, eq=False)
-class Stepped:
-    """One step of an edit: [B, C, ...] target and source row, and the target's denoised guess."""
-
-    latent: Tensor
-    source: Tensor
-    denoised: Tensor
+        return Edited(rows.target, rows.source if followed else None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,32 +35,29 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from .carried import Carried
 from .denoiser import per_row
 from .errors import PalimpsestError
+from .lending import Asked, Lender
+from .rows import After, Guess, Rows, Traced
+from .schedule import Moment
+from .trajectory import Trajectory
 
 #: What is left of a difference.
 Threshold = Literal["soft", "hard", "published l0", "published l1"]
 THRESHOLDS: tuple[Threshold, ...] = ("soft", "hard", "published l0", "published l1")
 
 
-class Mix(Protocol):
-    """Guidance: one denoised guess of the conditional and the unconditional one."""
-
-    def __call__(
-        self, cond: Tensor, uncond: Tensor, cfg: float | Tensor, sigma: Tensor
-    ) -> Tensor: ...
-
-
 @dataclass(frozen=True)
-class Proximal:
-    """How guidance is limited.
+class Proximal(Carried):
+    """How the guidance of a trajectory's edits is limited.
 
     Attributes:
         threshold: What is left of a difference.
@@ -73,6 +70,8 @@ class Proximal:
         over_source: Take the quantile over the target and as many zeros, as the published code
             does: there they are the source row of Negative-prompt inversion.
     """
+
+    name: ClassVar[str] = "proximal"
 
     threshold: Threshold = "soft"
     quantile: float = 0.5
@@ -112,6 +111,81 @@ class Proximal:
         """Whether a step from that 0-d level is drawn back to the chain."""
         return self.pull > 0 and float(sigma / (1 + sigma)) < self.below
 
+    def check_edit(self, cfg: float) -> None:
+        """Refuse an edit without guidance that could be limited."""
+        if cfg in (0, 1):
+            raise PalimpsestError(
+                f"Proximal Guidance limits what cfg adds, and at cfg {cfg:g} that is nothing: set "
+                "Edit's cfg above 1, or take Proximal Guidance out."
+            )
+
+    def asked(self, trajectory: Trajectory, source: Asked, target: Asked) -> tuple[Asked, Asked]:
+        """Both rows are guided with a limit."""
+        return replace(source, mix=self.mix), replace(target, mix=self.mix)
+
+    def traced(self, lender: Lender, target: Asked) -> Traced | None:
+        """The target's denoiser, and which cells its guidance changed; only a pull reads them."""
+        if not self.pull:
+            return None
+
+        def denoise(x: Tensor, sigma: Tensor) -> Guess:
+            changed = None
+
+            def mix(cond: Tensor, uncond: Tensor, cfg: float | Tensor, sigma: Tensor) -> Tensor:
+                nonlocal changed
+                denoised, changed = self.guided(cond, uncond, cfg, sigma)
+                return denoised
+
+            denoised = lender.denoiser(replace(target, mix=mix))(x, sigma)
+            return Guess(denoised, changed)
+
+        return denoise
+
+    def afters(self) -> tuple[After, ...]:
+        """The pull towards the chain."""
+        return (Pull(self),) if self.pull else ()
+
+    def mix(self, cond: Tensor, uncond: Tensor, cfg: float | Tensor, sigma: Tensor) -> Tensor:
+        """Limited guidance. A `lending.Mix`."""
+        return self.guided(cond, uncond, cfg, sigma).denoised
+
+    def guided(self, cond: Tensor, uncond: Tensor, cfg: float | Tensor, sigma: Tensor) -> Guess:
+        """Limited guidance, and m: which cells it changed."""
+        if not isinstance(cfg, Tensor) and cfg == 1:
+            return Guess(cond)  # nothing is added: the unconditional guess may not even be there
+        level = per_row(sigma, cond)
+        difference = (uncond - cond) / level
+        lam = self.limit(difference)
+        denoised = uncond - cfg * level * shrink(difference, lam, self.threshold)
+        return Guess(denoised, changed_cells(difference, lam, self))
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Inversion guidance: what guidance did not change is drawn back to the chain.
+
+    Attributes:
+        settings: How far, and where on the way.
+    """
+
+    settings: Proximal
+
+    def reads_source(self, at: Moment) -> bool:
+        """The chain is enough."""
+        return False
+
+    def __call__(self, rows: Rows, chain_next: Tensor, at: Moment) -> Rows:
+        settings = self.settings
+        if not settings.acts_at(at.sigma):
+            return rows
+        # lerp is exact at both ends. Of a source row nothing is edited.
+        source = rows.source.lerp(chain_next, settings.pull)
+        changed = rows.guess.changed
+        if changed is None:
+            return rows._replace(source=source)
+        target = rows.target.lerp(chain_next, settings.pull * (1 - changed))
+        return rows._replace(target=target, source=source)
+
 
 def shrink(difference: Tensor, lam: Tensor, threshold: Threshold) -> Tensor:
     """What a threshold leaves of differences [B, C, ...]; `lam` broadcasts over them."""
@@ -134,75 +208,3 @@ def changed_cells(difference: Tensor, lam: Tensor, settings: Proximal) -> Tensor
     flat = mask.flatten(0, -3)
     r = settings.dilate
     return max_pool2d(flat, 2 * r + 1, stride=1, padding=r).view_as(mask)
-
-
-@dataclass
-class ProximalGuidance:
-    """Proximal guidance in one edit. Made and dropped by it: it holds the last step's mask.
-
-    Attributes:
-        settings: How guidance is limited.
-        changed: [B, C, ...] m of the target's last prediction; None where there was no guidance.
-    """
-
-    settings: Proximal
-    changed: Tensor | None = None
-
-    def mix(self, cond: Tensor, uncond: Tensor, cfg: float | Tensor, sigma: Tensor) -> Tensor:
-        """The target's guidance; remembers what it changes. A `Mix`."""
-        self.changed = None
-        if not isinstance(cfg, Tensor) and cfg == 1:
-            return cond  # no difference is added: the unconditional guess may not even be there
-        difference, lam = self._limited(cond, uncond, sigma)
-        if self.settings.pull:
-            self.changed = changed_cells(difference, lam, self.settings)
-        return self._mixed(uncond, difference, lam, cfg, sigma)
-
-    def mix_source(
-        self, cond: Tensor, uncond: Tensor, cfg: float | Tensor, sigma: Tensor
-    ) -> Tensor:
-        """The same guidance of any other row, which leaves no trace. A `Mix`."""
-        if not isinstance(cfg, Tensor) and cfg == 1:
-            return cond
-        return self._mixed(uncond, *self._limited(cond, uncond, sigma), cfg, sigma)
-
-    def pull(self, x_next: Tensor, chain_next: Tensor, sigma: Tensor) -> Tensor:
-        """The target after a step from `sigma`, drawn back to the chain where it is not edited."""
-        if self.changed is None or not self.settings.acts_at(sigma):
-            return x_next
-        # lerp is exact at both ends.
-        return x_next.lerp(chain_next, self.settings.pull * (1 - self.changed))
-
-    def pull_source(self, x_next: Tensor, chain_next: Tensor, sigma: Tensor) -> Tensor:
-        """A drifting source row after a step: nothing of it is edited."""
-        if not self.settings.acts_at(sigma):
-            return x_next
-        return x_next.lerp(chain_next, self.settings.pull)
-
-    def _limited(self, cond: Tensor, uncond: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        difference = (uncond - cond) / per_row(sigma, cond)
-        return difference, self.settings.limit(difference)
-
-    def _mixed(
-        self,
-        uncond: Tensor,
-        difference: Tensor,
-        lam: Tensor,
-        cfg: float | Tensor,
-        sigma: Tensor,
-    ) -> Tensor:
-        kept = shrink(difference, lam, self.settings.threshold)
-        return uncond - cfg * per_row(sigma, uncond) * kept
-
-
-def check_guided(settings: Proximal | None, cfg: float) -> None:
-    """Refuse proximal guidance where there is no guidance that it could limit.
-
-    Raises:
-        PalimpsestError: In one sentence.
-    """
-    if settings is not None and cfg in (0, 1):
-        raise PalimpsestError(
-            f"Proximal Guidance limits what cfg adds, and at cfg {cfg:g} that is nothing: set "
-            "Edit's cfg above 1, or take Proximal Guidance out."
-        )

@@ -18,6 +18,7 @@ References:
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +28,57 @@ from .errors import PalimpsestError
 #: z = scale(sigma) * x: how a model family scales what it is shown.
 Scale = Callable[[Tensor], Tensor]
 
+
+@dataclass(frozen=True)
+class Family:
+    """How the latents of a model family relate to x.
+
+    Attributes:
+        scale: What its network is shown: z = scale(sigma) x.
+        straight: y = straight(sigma) x, in which it moves on a straight line in the time
+            straight(sigma) sigma: x itself for eps and v prediction, z for rectified flow.
+    """
+
+    scale: Scale
+    straight: Scale
+
+
 #: Pure noise (t = 1) has no finite sigma: flow schedules stop here.
 FLOW_T_MAX = 0.9995
+
+
+class Moment(NamedTuple):
+    """Where an edit stands: at the beginning of one of its steps.
+
+    Attributes:
+        step: Counts from the noisiest level, from 0.
+        steps: Of the whole edit.
+        sigma: 0-d, the level that the step leaves.
+    """
+
+    step: int
+    steps: int
+    sigma: Tensor
+
+    @property
+    def last(self) -> bool:
+        """Whether the step ends at the lowest level."""
+        return self.step == self.steps - 1
+
+
+def moment_at(sigmas: Tensor, step: int) -> Moment:
+    """The beginning of a step, counted from the noisiest of the [N+1] rising levels."""
+    steps = len(sigmas) - 1
+    return Moment(step, steps, sigmas[steps - step])
+
+
+def moment_of(sigmas: Tensor, sigma: Tensor) -> Moment:
+    """The step that begins at a 0-d level, which is one of the levels 1 to N of `sigmas`.
+
+    For what a host asks by level alone: it tells a network the level, not the step.
+    """
+    level = 1 + int((sigmas[1:] - float(sigma)).abs().argmin())
+    return moment_at(sigmas, len(sigmas) - 1 - level)
 
 
 @dataclass(frozen=True)
@@ -70,6 +120,13 @@ def vp_scale(sigma: Tensor) -> Tensor:
 def flow_scale(sigma: Tensor) -> Tensor:
     """Scale of rectified-flow models: 1 / (1 + sigma) = 1 - t."""
     return 1 / (1 + sigma)
+
+
+#: Eps and v prediction.
+VP = Family(vp_scale, torch.ones_like)
+
+#: Rectified flow whose noise has size 1.
+FLOW = Family(flow_scale, flow_scale)
 
 
 def sigma_from_alpha(alpha_cumprod: Tensor) -> Tensor:

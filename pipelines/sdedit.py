@@ -29,6 +29,7 @@ from .couplings import OnStep, one_noise
 from .denoiser import Denoiser
 from .editing import Branches, Edit
 from .errors import PalimpsestError
+from .kept_region import outside
 from .noise import Draw
 from .trajectory import Recipe, Trajectory
 
@@ -102,15 +103,17 @@ def sdedit(
         chain = torch.cat([kept(guide, sigmas, noise)[:-1], one_noise(guide, sigmas, noise)[-1:]])
         if wipe:
             start = noise * math.sqrt(1 + float(sigmas[-1]) ** 2)
-        if mask is not None:
-            start = chain[-1] + mask * (start - chain[-1])
+        trajectory = Trajectory(chain, sigmas, guide, Recipe("one noise", eta=eta))
+        regions = outside(mask, trajectory)
+        for region in regions:
+            start = region.within(start, chain[-1])
         whole = Edit(
-            Trajectory(chain, sigmas, guide, Recipe("one noise", eta=eta)),
+            trajectory,
             Branches(denoise, denoise),
             eta=eta,
-            mask=mask,
             draw=draw,
             order=order,
+            after=regions,
         )
         x = whole.run(_later(on_step, repeat * steps), start=start).latent
     return x

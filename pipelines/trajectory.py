@@ -1,18 +1,19 @@
 """A recorded chain: the latents of one image at every noise level, and how they were made."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .attention.features import Features
+from .carried import Carried
 from .errors import PalimpsestError
-from .proximal import Proximal
 from .schedule import check_rising
 
-#: What a trajectory may carry beside its chain, and the file format that brought it
-#: (`trajectory_file.FORMAT`).
-CARRIED = {"denoised": 1, "uncond": 2, "image": 2, "values": 2, "partner": 2, "guesses": 2}
+Kind = TypeVar("Kind", bound=Carried)
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,14 @@ class Recipe:
         convention: Where DDIM inversion evaluates: "destination" or "current".
         refinement: Fixed-point iterations per level beyond the first evaluation.
         cfg: Guidance of the inversion.
-        cfg_bound: Whether an edit must have that guidance too: what was learned holds for it alone.
         model: Fingerprint of the model and its patches, "" where the host has none.
         rows: UNet rows it cost.
         seconds: Wall time it took; 0 where that was not measured.
         eta: Of the step down that the chain belongs to; 0 for an ODE chain, 1 for an SDE chain.
+        strength: Part of the chain's residual that every edit along it adds to its target. None
+            leaves it to the edit: the residual is an inversion's error and not the picture's noise.
         source: What `denoised` was computed under, as text; "" where nothing was.
         source_cfg: Guidance of the source row in an edit; None guides it as the target is.
-        uncond_for: Who reads `Trajectory.uncond`: "both" rows, or the "source" alone.
-        value_window: Part of an edit's steps, the noisiest first, in which the target's values are
-            mapped by `Trajectory.values`; the source's are in all of them.
-        proximal: How the guidance of an edit is limited; None does not limit it.
-        mixing: Weight that holds the coupled chains of EDICT together; 0 where there are none.
-        rests: Steps of a published grid at whose lowest level the coupled chains only mix.
         noise_scale: Of a rectified-flow model, whose host names levels by flow time; None for
             models whose host names them by sigma.
         latent_slope: Per channel, the host's own latents over ours; empty where they are the same.
@@ -47,33 +43,16 @@ class Recipe:
     convention: str = ""
     refinement: int = 0
     cfg: float = 1.0
-    cfg_bound: bool = False
     model: str = ""
     rows: int = 0
     seconds: float = 0.0
     eta: float = 0.0
+    strength: float | None = None
     source: str = ""
     source_cfg: float | None = None
-    uncond_for: str = "both"
-    value_window: float = 1.0
-    proximal: Proximal | None = None
-    mixing: float = 0.0
-    rests: int = 0
     noise_scale: float | None = None
     latent_slope: tuple[float, ...] = ()
     latent_offset: tuple[float, ...] = ()
-
-    def check_cfg(self, cfg: float) -> None:
-        """Refuse an edit under another guidance than what it reads was learned for.
-
-        Raises:
-            PalimpsestError: Naming both.
-        """
-        if self.cfg_bound and abs(cfg - self.cfg) > 1e-6:
-            raise PalimpsestError(
-                f"The trajectory was learned at cfg {self.cfg:g}, the edit's cfg is {cfg:g}: set "
-                f"it to {self.cfg:g} too, or invert again at cfg {cfg:g}."
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,16 +69,9 @@ class Trajectory:
         recipe: How it was made.
         denoised: [N, B, C, ...] the source's denoised guess at the levels 1 to N, where the edit
             needs them and they were kept; None otherwise.
-        uncond: [N or 1, B or 1, tokens, channels] embeddings that stand for the negative prompt at
-            the levels 1 to N, or at all of them; None where the negative prompt itself does.
-        values: [N, 2, B or 1, tokens, channels] scale and shift, at the levels 1 to N, of what the
-            conditional branch computes cross-attention's values from; None leaves it alone.
         image: [B, C, ...] the image in x where the chain ends elsewhere: that of an inversion which
             only comes close to its image. None where `latents[0]` is the image.
-        partner: [N+1, B, C, ...] the other one of two coupled chains (`inversion.edict`), which are
-            edited together; None where the chain is alone.
-        guesses: [N, 2, B, C, ...] what the source made of them: the denoised guesses of the two
-            evaluations of a step, at the levels 1 to N.
+        carried: What its method left for the edits along it.
         features: What the inversion kept of the source's attention; no file holds it.
     """
 
@@ -108,11 +80,8 @@ class Trajectory:
     origin: Tensor
     recipe: Recipe
     denoised: Tensor | None = None
-    uncond: Tensor | None = None
     image: Tensor | None = None
-    values: Tensor | None = None
-    partner: Tensor | None = None
-    guesses: Tensor | None = None
+    carried: tuple[Carried, ...] = ()
     features: Features | None = None
 
     def __post_init__(self) -> None:
@@ -138,95 +107,34 @@ class Trajectory:
                 f"The trajectory's image is {tuple(self.image.shape)} in x and "
                 f"{tuple(self.origin.shape)} in the host's scaling: they must be of one size."
             )
-        pictures = self.origin.shape[0]
-        if self.uncond is not None and not (
-            self.uncond.ndim == 4
-            and self.uncond.shape[0] in (1, levels - 1)
-            and self.uncond.shape[1] in (1, pictures)
-        ):
-            raise PalimpsestError(
-                f"The trajectory's unconditional embeddings are {tuple(self.uncond.shape)}, they "
-                f"must be [{levels - 1} steps or 1, {pictures} pictures or 1, tokens, channels]."
-            )
-        if self.values is not None and not (
-            self.values.ndim == 5
-            and self.values.shape[:2] == (levels - 1, 2)
-            and self.values.shape[2] in (1, pictures)
-        ):
-            raise PalimpsestError(
-                f"The trajectory's mapping of values is {tuple(self.values.shape)}, it must be "
-                f"[{levels - 1} steps, 2, {pictures} pictures or 1, tokens, channels]."
-            )
-        self._check_coupled()
+        for carried in self.carried:
+            carried.check(self)
 
-    def _check_coupled(self) -> None:
-        """Refuse half of a pair of coupled chains."""
-        chain, steps = self.latents.shape, len(self.latents) - 1
-        wanted = {"partner": chain, "guesses": (steps, 2, *chain[1:])}
-        found = {
-            name: tuple(getattr(self, name).shape)
-            for name in wanted
-            if getattr(self, name) is not None
-        }
-        if found and found != {name: tuple(shape) for name, shape in wanted.items()}:
-            raise PalimpsestError(
-                f"The trajectory's coupled chains are {found}, they must be a partner of "
-                f"{tuple(chain)} and guesses of {(steps, 2, *chain[1:])}."
-            )
-        if found and not 0.5 <= self.recipe.mixing <= 1:
-            raise PalimpsestError(
-                f"The mixing of the trajectory's coupled chains is {self.recipe.mixing}, it must "
-                "be 0.5 to 1."
-            )
-        if found and self.recipe.proximal is not None:
-            raise PalimpsestError(
-                "Proximal Guidance draws an edit back to one chain, EDICT has two that are "
-                "coupled: take the trajectory of another Invert node."
-            )
-
-    def to(self, device: torch.device | str) -> "Trajectory":
-        """The same trajectory with its latents on a device; the levels stay on the CPU."""
-        moved = {name: tensor.to(device) for name, tensor in self.carried.items()}
+    def to(self, device: torch.device | str) -> Trajectory:
+        """The same trajectory with its tensors on a device; the levels stay on the CPU."""
+        denoised, image = (t if t is None else t.to(device) for t in (self.denoised, self.image))
         return replace(
-            self, latents=self.latents.to(device), origin=self.origin.to(device), **moved
+            self,
+            latents=self.latents.to(device),
+            origin=self.origin.to(device),
+            denoised=denoised,
+            image=image,
+            carried=tuple(carried.to(device) for carried in self.carried),
         )
 
-    @property
-    def carried(self) -> dict[str, Tensor]:
-        """What is there beside the chain, by the names of the attributes."""
-        every = ((name, getattr(self, name)) for name in CARRIED)
-        return {name: tensor for name, tensor in every if tensor is not None}
+    def find(self, kind: type[Kind]) -> Kind | None:
+        """The carried value of a kind, or None."""
+        return next((carried for carried in self.carried if isinstance(carried, kind)), None)
+
+    def with_carried(self, value: Carried) -> Trajectory:
+        """The same trajectory that carries a value as well, in the place of one of its kind."""
+        others = tuple(carried for carried in self.carried if type(carried) is not type(value))
+        return replace(self, carried=(*others, value))
 
     @property
     def clean(self) -> Tensor:
         """[B, C, ...] the image in x."""
         return self.latents[0] if self.image is None else self.image
-
-    def uncond_at(self, sigma: Tensor) -> Tensor:
-        """[B or 1, tokens, channels] the embedding that stands for the negative prompt at a level.
-
-        Args:
-            sigma: 0-d, one of the levels.
-        """
-        if len(self.uncond) == 1:
-            return self.uncond[0]
-        return self.uncond[self._above_lowest(sigma)]
-
-    def values_at(self, sigma: Tensor, *, window: float = 1.0) -> Tensor | None:
-        """[2, B or 1, tokens, channels] the mapping of values in the step from a level.
-
-        Args:
-            sigma: 0-d, one of the levels.
-            window: Part of the steps, the noisiest first, that have one; None in the others.
-        """
-        level = self._above_lowest(sigma)
-        if self.values is None or self.steps - 1 - level >= int(window * self.steps):
-            return None
-        return self.values[level]
-
-    def _above_lowest(self, sigma: Tensor) -> int:
-        """Where a level stands among the levels 1 to N, from 0."""
-        return int((self.sigmas[1:] - float(sigma)).abs().argmin())
 
     @property
     def steps(self) -> int:

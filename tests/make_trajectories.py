@@ -3,8 +3,8 @@
     python tests/make_trajectories.py [NAME,...]
 
 Run by hand when a format number is new, from a checkout whose .dev exists. Files that are there are
-left alone: what a version wrote is the promise. Those of format 1 were written by the version that
-introduced it.
+left alone: what a version wrote is the promise. Those of formats 1 and 2 were written by the
+versions that introduced them.
 """
 
 import runpy
@@ -18,17 +18,17 @@ SOURCE, CFG, STEPS, STRENGTH = "a red heart on grass", 3.0, 3, 0.5
 
 def make_all() -> dict:
     """A function for each file that makes its trajectory."""
-    from dataclasses import replace
+    from functools import partial
 
     import torch
-    from palimpsest.hosts.comfy.inversions.ddim import Picture
-    from palimpsest.hosts.comfy.inversions.edict import invert_edict
     from palimpsest.hosts.comfy.inversions.negative_prompt import invert_negative_prompt
     from palimpsest.hosts.comfy.inversions.noise_space import invert_noise
     from palimpsest.hosts.comfy.inversions.null_text import invert_null_text
+    from palimpsest.hosts.comfy.inversions.picture import Picture, invert
     from palimpsest.hosts.comfy.inversions.style_diffusion import invert_style_diffusion
     from palimpsest.hosts.comfy.loading.folder import load_folder
     from palimpsest.hosts.comfy.schedules import schedule
+    from palimpsest.pipelines.inversion.edict import couple
     from palimpsest.pipelines.inversion.noise_space import EDIT_FRIENDLY, cycle_diffusion
     from palimpsest.pipelines.inversion.null_text import NullText
     from palimpsest.pipelines.inversion.style_diffusion import Fitting
@@ -44,17 +44,14 @@ def make_all() -> dict:
     def picture(cfg: float) -> Picture:
         return Picture(demo.model, source, negative, latent, levels, cfg, "make_trajectories")
 
-    def limited() -> object:
-        chain = invert_negative_prompt(picture(1.0))[0]
-        return replace(chain, recipe=replace(chain.recipe, proximal=Proximal()))
-
     learned, fitted = NullText(CFG, inner_steps=2), Fitting(6, cfg=CFG)
     return {
         "negative_prompt": lambda: invert_negative_prompt(picture(1.0))[0],
-        "proximal": limited,
+        "proximal": lambda: invert_negative_prompt(picture(1.0))[0].with_carried(Proximal()),
         "null_text": lambda: invert_null_text(picture(1.0), learned)[0],
+        "null_latent": lambda: invert_null_text(picture(1.0), learned, variant="null-latent")[0],
         "style_diffusion": lambda: invert_style_diffusion(picture(CFG), fitted)[0],
-        "edict": lambda: invert_edict(picture(CFG))[0],
+        "edict": lambda: invert(picture(CFG), partial(couple, mixing=0.93))[0],
         "edit_friendly": lambda: invert_noise(picture(1.0), EDIT_FRIENDLY, seed=1)[0],
         "cyclediffusion": lambda: invert_noise(picture(CFG), cycle_diffusion(), seed=1)[0],
     }

@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...pipelines.errors import PalimpsestError
-from ...pipelines.schedule import FLOW_T_MAX, vp_scale
+from ...pipelines.schedule import FLOW_T_MAX, VP, Family, vp_scale
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Space:
         if self.noise_scale is None:
             return vp_scale(sigma)
         return self.noise_scale / (self.noise_scale + sigma)
+
+    @property
+    def family(self) -> Family:
+        """The same, as the pipelines know it."""
+        return VP if self.noise_scale is None else Family(self.scale, self.scale)
 
 
 #: Models that are sampled in x itself.

@@ -4,7 +4,7 @@ The algorithm stands where ComfyUI expects a sampler: loading, offloading, LoRA,
 previews and interruption are the host's own. A denoiser exists only while the session does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,17 +15,20 @@ import comfy.samplers
 import latent_preview
 import torch
 from comfy.conds import CONDCrossAttn
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_base import BaseModel
 from comfy.model_patcher import create_model_options_clone
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
-from ...pipelines.attention.bank import AttentionHook
+from ...pipelines.attention.bank import NO_HOOKS, AttentionHook, Hooks, Role
 from ...pipelines.denoiser import Denoiser, Guidance, RowCount, per_row
-from ...pipelines.proximal import Mix
-from ...pipelines.trajectory import Trajectory
+from ...pipelines.lending import Mix
 from .attention import hooked_options
 from .coordinates import OURS, Space
 from .guidance import BranchGuider, Conds, CondsAt, guided, needs_negative_alone, negative_alone
+from .joint import joint_options
+from .residual import feature_options
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +64,7 @@ class Session:
     def denoiser(
         self,
         conds: Conds | CondsAt,
-        hook: AttentionHook | None = None,
+        hooks: Hooks = NO_HOOKS,
         *,
         guidance: Guidance | None = None,
         mix: Mix | None = None,
@@ -70,11 +73,11 @@ class Session:
 
         Args:
             conds: `target` or `source`, or what makes such of a level.
-            hook: Sees every attention.
+            hooks: See the network from inside.
             guidance: Scale of every level; the guider's own cfg if not given.
             mix: Guides in the place of the plain sum.
         """
-        guider, options = self.guider, self._options(hook)
+        guider, options = self.guider, self._options(hooks)
         if mix is not None:
             options["sampler_cfg_function"] = self._core_guidance(mix)
         wrappers = comfy.patcher_extension.get_all_wrappers(
@@ -87,7 +90,7 @@ class Session:
             def predict(x: Tensor, level: Tensor, options: dict, seed: int | None) -> Tensor:
                 # The guider's cfg is read anew: core's CFGOverride changes it for some steps.
                 cfg = guider.cfg if guidance is None else self._cfg_of(guidance, level)
-                if hook is None and needs_negative_alone(cfg, options):
+                if hooks == NO_HOOKS and needs_negative_alone(cfg, options):
                     return negative_alone(guider.inner_model, x, level, here, options)
                 return guided(guider.inner_model, x, level, here, cfg, options, seed)
 
@@ -120,38 +123,45 @@ class Session:
         return shown, level.expand(len(x))
 
     def recorder(
-        self, conds: Conds, hook: AttentionHook | None, *, negative: bool = False
+        self, conds: Conds, hooks: Hooks = NO_HOOKS, *, roles: Sequence[Role] = ("cond",)
     ) -> Denoiser:
-        """The conditional rows alone, for the attention that `hook` reads from them.
+        """Some rows alone, without guidance: for what is seen in them, or for their prediction.
 
         Args:
             conds: `target` or `source`.
-            hook: Sees every attention.
-            negative: The unconditional rows alone instead.
+            hooks: See the network from inside.
+            roles: Which rows: of the prompt, of the negative, or both; the denoised guess is that
+                of the last of them.
         """
-        options = self._options(hook)
-        branches = [None, conds["negative"]] if negative else [conds["positive"]]
+        options = self._options(hooks)
+        # Core numbers the branches by their place: the prompt must be the first.
+        branches = [conds["positive"] if "cond" in roles else None]
+        if "uncond" in roles:
+            branches.append(conds["negative"])
+        wanted = 1 if roles[-1] == "uncond" else 0
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             predicted = comfy.samplers.calc_cond_batch(
                 self.guider.inner_model, branches, *self._called_with(x, sigma), options
             )
-            return predicted[-1]
+            return predicted[wanted]
 
         return denoise
 
-    def with_uncond(self, conds: Conds, trajectory: Trajectory) -> Conds | CondsAt:
-        """Conditionings in whose negative a trajectory's own embeddings stand, where it has some.
+    def with_negative(self, conds: Conds, embedding_at: Callable[[Tensor], Tensor]) -> CondsAt:
+        """Conditionings in whose negative another embedding stands at every level.
 
         Everything else of the negative stays: its pooled output, for example.
+
+        Args:
+            conds: `target` or `source`.
+            embedding_at: Gives the [B or 1, tokens, channels] embedding of a 0-d level.
         """
-        if trajectory.uncond is None:
-            return conds
         template = conds["negative"][0]
 
         def here(sigma: Tensor) -> Conds:
-            embedding = trajectory.uncond_at(sigma)
-            of_model = template["model_conds"] | {"c_crossattn": CONDCrossAttn(embedding)}
+            embedding = CONDCrossAttn(embedding_at(sigma))
+            of_model = template["model_conds"] | {"c_crossattn": embedding}
             return conds | {"negative": [template | {"model_conds": of_model}]}
 
         return here
@@ -183,14 +193,22 @@ class Session:
         out = self.guider.inner_model.process_latent_out(x.float())
         return torch.where(x == x0, origin.to(out), out)
 
-    def _options(self, hook: AttentionHook | None) -> dict[str, Any]:
+    def _options(self, hooks: Hooks) -> dict[str, Any]:
         options = create_model_options_clone(self.options)
-        if hook is not None:
-            options = hooked_options(self.guider.inner_model, options, hook)
+        if hooks.attention is not None:
+            options = attention_options(self.guider.inner_model, options, hooks.attention)
+        if hooks.feature is not None:
+            options = feature_options(self.guider.inner_model, options, hooks.feature)
         comfy.patcher_extension.add_wrapper_with_key(
             WrappersMP.APPLY_MODEL, "palimpsest", _counter(self.rows), options, True
         )
         return options
+
+
+def attention_options(model: BaseModel, options: dict, hook: AttentionHook) -> dict[str, Any]:
+    """A copy of `options` in which a hook sees every attention of the network, of either sort."""
+    unet = isinstance(model.diffusion_model, UNetModel)
+    return (hooked_options if unet else joint_options)(model, options, hook)
 
 
 def _counter(rows: RowCount) -> Callable[..., Tensor]:

@@ -8,7 +8,6 @@ import comfy.model_patcher
 from torch import Tensor
 
 from ...pipelines.attention.value_mapping import ValuesAt, value_contexts
-from ...pipelines.trajectory import Trajectory
 from .attention import roles_of
 from .coordinates import Space
 from .session import Session
@@ -28,18 +27,6 @@ def with_values(session: Session, values_at: ValuesAt) -> Session:
     mapped = _patch(values_at, session.space)
     patches["attn2_patch"] = [*patches.get("attn2_patch", []), mapped]
     return replace(session, options=options)
-
-
-def along(session: Session, trajectory: Trajectory) -> tuple[Session, Session]:
-    """The sessions of source and target of an edit along a trajectory.
-
-    The source's values are mapped in every step, the target's in those of the recipe's window.
-    """
-    if trajectory.values is None:
-        return session, session
-    window = trajectory.recipe.value_window
-    source = with_values(session, trajectory.values_at)
-    return source, with_values(session, lambda s: trajectory.values_at(s, window=window))
 
 
 def _patch(values_at: ValuesAt, space: Space) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:

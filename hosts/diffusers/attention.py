@@ -1,35 +1,53 @@
 """Attention hooks in a diffusers UNet: processors that are there for one call and gone after it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from ...pipelines.attention.bank import QKV, AttentionHook, Kind, Role, attend
+from ...pipelines.attention.bank import (
+    QKV,
+    AttentionHook,
+    FeatureHook,
+    Hooks,
+    Kind,
+    Role,
+    attend,
+    hooked_feature,
+)
 from ...pipelines.attention.value_mapping import value_contexts
 
 
 @contextmanager
 def hooked(
     unet: nn.Module,
-    hook: AttentionHook | None,
+    hooks: Hooks,
     roles: Sequence[Role],
     values: Tensor | None = None,
 ) -> Iterator[None]:
-    """Let `hook` see every transformer attention of `unet`; whatever happens, undo it after.
+    """Let hooks see `unet` from inside; whatever happens, undo it after.
 
     Args:
         unet: A UNet2DConditionModel.
-        hook: What to call, or None to leave the network alone.
+        hooks: What to call.
         roles: Branch of the guidance of each equal part of the batch, in order.
         values: [2, B, T, C] what the conditional part's values are mapped by (StyleDiffusion).
     """
-    if hook is None and values is None:
+    with _watched_blocks(unet, hooks.feature, roles), _processors(unet, hooks, roles, values):
+        yield
+
+
+@contextmanager
+def _processors(
+    unet: nn.Module, hooks: Hooks, roles: Sequence[Role], values: Tensor | None
+) -> Iterator[None]:
+    """The attention part of `hooked`."""
+    if hooks.attention is None and values is None:
         yield
         return
     before = dict(unet.attn_processors)
     hooks = {
-        f"{name}.processor": _HookedProcessor(hook, kind, layer, tuple(roles), values)
+        f"{name}.processor": _HookedProcessor(hooks.attention, kind, layer, tuple(roles), values)
         for layer, block in enumerate(transformer_blocks(unet))
         for kind, name in (("self", f"{block}.attn1"), ("cross", f"{block}.attn2"))
         if f"{name}.processor" in before
@@ -39,6 +57,45 @@ def hooked(
         yield
     finally:
         unet.set_attn_processor(before)
+
+
+@contextmanager
+def _watched_blocks(
+    unet: nn.Module, hook: FeatureHook | None, roles: Sequence[Role]
+) -> Iterator[None]:
+    """The part of `hooked` that sees what residual blocks add."""
+    if hook is None:
+        yield
+        return
+
+    def watch(layer: int) -> Callable[..., Tensor]:
+        def after(block: nn.Module, inputs: tuple, out: Tensor) -> Tensor:
+            around = inputs[0] if block.conv_shortcut is None else block.conv_shortcut(inputs[0])
+            scale = block.output_scale_factor
+            feature = out * scale - around
+            hooked = hooked_feature(feature, layer, roles, hook)
+            return out if hooked is feature else (around + hooked) / scale
+
+        return after
+
+    blocks = enumerate(residual_blocks(unet))
+    handles = [block.register_forward_hook(watch(layer)) for layer, block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def residual_blocks(unet: nn.Module) -> list[nn.Module]:
+    """Residual blocks in execution order: down, middle, up."""
+    return [
+        module
+        for part in ("down_blocks", "mid_block", "up_blocks")
+        if getattr(unet, part, None) is not None
+        for module in getattr(unet, part).modules()
+        if type(module).__name__ == "ResnetBlock2D"
+    ]
 
 
 def transformer_blocks(unet: nn.Module) -> list[str]:

@@ -5,12 +5,14 @@ trajectory = invert_noise(model.unet, EDIT_FRIENDLY, model.encode(image), source
 edited = model.unet.edit(trajectory, source, target, empty).run()
 """
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from ...pipelines.denoiser import RowCount
 from ...pipelines.inversion.noise_space import NoiseSpace, invert_into_noise
 from ...pipelines.noise import Draw, seeded
-from ...pipelines.trajectory import Recipe, Trajectory
+from ...pipelines.trajectory import Trajectory
 from .prompt import Prompt, guided_key
 from .unet import DiffusersUNet
 
@@ -53,11 +55,10 @@ def invert_noise(
     )
     if rows is not None:
         rows.add(spent.rows)
-    recipe = Recipe(
-        space.chain,
+    recipe = replace(
+        space.recipe,
         cfg=source_cfg,
         rows=spent.rows,
-        eta=space.eta,
         source=guided_key(source, negative, source_cfg),
         source_cfg=source_cfg,
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...pipelines.attention.tokens import PromptTokens, Word
 from ...pipelines.errors import PalimpsestError
-from ...pipelines.trajectory import Trajectory
+from ...pipelines.lending import Asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,24 +47,44 @@ def guided_key(prompt: Prompt, negative: Prompt | None, cfg: float) -> str:
     return " ".join([f"{cfg:g}", *(p.key for p in shown)])
 
 
-def with_uncond(negative: Prompt, trajectory: Trajectory) -> Prompt | PromptAt:
-    """The negative prompt, with a trajectory's own embeddings in its place where it has some."""
-    if trajectory.uncond is None:
-        return negative
-    return lambda sigma: replace(negative, embedding=trajectory.uncond_at(sigma))
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """The prompts of an edit.
 
-
-def with_values(prompt: Prompt, trajectory: Trajectory, window: float = 1.0) -> Prompt | PromptAt:
-    """A prompt, its values mapped by a trajectory's own mapping where that has one.
-
-    Args:
-        prompt: Of the source or the target.
-        trajectory: Carries the mapping.
-        window: See `Trajectory.values_at`.
+    Attributes:
+        source: Describes the picture.
+        target: Describes the edit.
+        negative: The other end of the guidance.
     """
-    if trajectory.values is None:
-        return prompt
-    return lambda sigma: replace(prompt, values=trajectory.values_at(sigma, window=window))
+
+    source: Prompt
+    target: Prompt
+    negative: Prompt
+
+    def of(self, asked: Asked) -> Prompt | PromptAt:
+        """That of a branch, its values mapped where the branch maps them."""
+        prompt, values = self._named(asked), asked.values
+        return prompt if values is None else lambda s: replace(prompt, values=values(s))
+
+    def below(self, asked: Asked) -> Prompt | PromptAt:
+        """The negative of a branch, or what stands for it."""
+        prompt, embedding = self.negative, asked.negative
+        return prompt if embedding is None else lambda s: replace(prompt, embedding=embedding(s))
+
+    def key(self, asked: Asked, cfg: float) -> str:
+        """What tells the guided prediction of a branch from others; "" where nothing does.
+
+        Args:
+            asked: The branch. A guidance of its own is the same at every level.
+            cfg: That of the edit.
+        """
+        if asked.negative is not None or asked.values is not None:
+            return ""
+        own = cfg if asked.guidance is None else asked.guidance(1.0)
+        return guided_key(self._named(asked), self.negative, own)
+
+    def _named(self, asked: Asked) -> Prompt:
+        return self.source if asked.prompt == "source" else self.target
 
 
 def conditions(prompts: list[Prompt], images: int, dtype: torch.dtype) -> dict[str, Any]:

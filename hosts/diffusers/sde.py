@@ -14,8 +14,9 @@ from ...pipelines.copy_paste import Brush, Cell, Regions
 from ...pipelines.correction import CYCLE
 from ...pipelines.cycle_sde import Recorder
 from ...pipelines.denoiser import Guidance, RowCount, constant, ramp
-from ...pipelines.drag import OnDrag, drag, plan
+from ...pipelines.drag import DragStep, OnDrag, drag, plan
 from ...pipelines.editing import Branches, Edit
+from ...pipelines.kept_region import outside
 from ...pipelines.noise import seeded
 from ...pipelines.schedule import vp_scale
 from .prompt import Prompt
@@ -98,7 +99,8 @@ def cycle_sde(
     target_denoiser = unet.denoiser(target, negative, cfg=cfg, rows=rows)
     branches = Branches(target_denoiser, how.source)
     trajectory = how.record(x0, seeded(seed))
-    return Edit(trajectory, branches, CYCLE, eta, mask=mask).run().latent
+    kept = outside(mask, trajectory)
+    return Edit(trajectory, branches, CYCLE, eta, after=kept).run().latent
 
 
 def sde_drag(
@@ -145,14 +147,12 @@ def sde_drag(
         levels_at_once=levels_at_once,
         rows=rows,
     )
-    branches = Branches(how.source, how.source)
     return drag(
         x0,
         plan(drags.pairs, drags.stride, early_stop=drags.early_stop),
         record=lambda x: how.record(x, draw),
-        edit=lambda trajectory: Edit(trajectory, branches, CYCLE, eta, mask=mask),
-        brush=drags.brush,
-        draw=draw,
-        regions=drags.regions,
+        step=DragStep(
+            Branches(how.source, how.source), eta, drags.brush, draw, mask, drags.regions
+        ),
         on_drag=on_drag,
     )

@@ -5,10 +5,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...pipelines.attention.bank import NO_HOOKS, Hooks
 from ...pipelines.attention.cross_maps import CrossMaps
 from ...pipelines.denoiser import RowCount
 from ...pipelines.inversion.image_tokens import fit_width, latent_tokens
-from ...pipelines.inversion.style_diffusion import Fitted, Fitting, Source, fit, recipe_of
+from ...pipelines.inversion.style_diffusion import Fitted, Fitting, Source, carried_by, fit
 from ...pipelines.trajectory import Trajectory
 from .attention import transformer_blocks
 from .prompt import Prompt
@@ -48,9 +49,9 @@ def invert_style_diffusion(
     fitted = fit(source_of(unet, prompt, negative, x0, fitting, spent), shown, x0, sigmas, fitting)
     if rows is not None:
         rows.add(spent.rows)
-    recipe = recipe_of(fitting, spent.rows, value_window)
-    values, path = fitted.values, fitted.latents
-    return Trajectory(path, sigmas, x0, recipe, image=x0, values=values), fitted
+    recipe, values = carried_by(fitted, fitting, value_window, spent.rows)
+    made = Trajectory(fitted.latents, sigmas, x0, recipe, image=x0, carried=(values,))
+    return made, fitted
 
 
 def source_of(
@@ -67,15 +68,15 @@ def source_of(
         modules = dict(unet.unet.named_modules())
         heads = [modules[f"{name}.attn2"].heads for name in transformer_blocks(unet.unet)]
         maps = CrossMaps(heads, x0.shape[-2:].numel())
-    record = maps.record if maps else None
+    hooks = Hooks(maps.record) if maps else NO_HOOKS
 
     def mapped(x: Tensor, sigma: Tensor, values: Tensor) -> Tensor:
         above = replace(prompt, values=values)
         learns = torch.is_grad_enabled()
-        return unet.denoiser(above, hook=record, rows=rows, gradients=learns)(x, sigma)
+        return unet.denoiser(above, hooks=hooks, rows=rows, gradients=learns)(x, sigma)
 
     return Source(
-        plain=unet.denoiser(prompt, hook=record, rows=rows),
+        plain=unet.denoiser(prompt, hooks=hooks, rows=rows),
         uncond=unet.denoiser(negative, rows=rows),
         mapped=mapped,
         context=tuple(prompt.embedding.shape[1:]),

@@ -1,14 +1,17 @@
 """A diffusers UNet as the pipelines' denoiser: inversion and edits along its trajectories."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ...pipelines.attention.bank import AttentionHook, Bank, Control, Role
+from ...pipelines.attention.bank import NO_HOOKS, Control, Hooks, Role
 from ...pipelines.attention.features import FeatureRecorder
-from ...pipelines.correction import DIRECT_INVERSION, Correction, correction_along
+from ...pipelines.correction import DIRECT_INVERSION, Correction
 from ...pipelines.couplings import Convention, ddim
 from ...pipelines.denoiser import (
     Denoiser,
@@ -19,14 +22,15 @@ from ...pipelines.denoiser import (
     guide,
     per_row,
 )
-from ...pipelines.editing import Branches, Edit, Editing
+from ...pipelines.edit_along import edit_along
+from ...pipelines.editing import Editing
 from ...pipelines.errors import PalimpsestError
-from ...pipelines.proximal import Mix, Proximal, ProximalGuidance, check_guided
-from ...pipelines.schedule import ddim_timesteps, sigma_from_alpha, vp_scale
+from ...pipelines.lending import Asked, Mix
+from ...pipelines.recording import Inversion
+from ...pipelines.schedule import VP, Scale, ddim_timesteps, sigma_from_alpha, vp_scale
 from ...pipelines.trajectory import Recipe, Trajectory
 from .attention import hooked
-from .edict import coupled_edit
-from .prompt import Prompt, PromptAt, conditions, guided_key, with_uncond, with_values
+from .prompt import Prompt, PromptAt, Prompts, conditions
 
 Prediction = Literal["epsilon", "v_prediction"]
 
@@ -61,7 +65,7 @@ class DiffusersUNet:
         negative: Prompt | PromptAt | None = None,
         *,
         cfg: float | Guidance = 1.0,
-        hook: AttentionHook | None = None,
+        hooks: Hooks = NO_HOOKS,
         mix: Mix | None = None,
         rows: RowCount | None = None,
         gradients: bool = False,
@@ -73,7 +77,7 @@ class DiffusersUNet:
             negative: The other end of the guidance, or what gives it for a level; not evaluated at
                 cfg 1.
             cfg: Guidance scale, or one for every level.
-            hook: Sees every attention call.
+            hooks: See the network from inside.
             mix: Guides in the place of the plain sum.
             rows: Counts the rows spent.
             gradients: Whether they flow to the prompts.
@@ -87,26 +91,59 @@ class DiffusersUNet:
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             scale = guidance_of(guidance, sigma, x)
             guided = negative is not None and bool(torch.as_tensor(scale != 1).any())
-            below = negative(sigma) if callable(negative) else negative
-            above = positive(sigma) if callable(positive) else positive
-            prompts = [below, above] if guided else [above]
-            roles: list[Role] = ["uncond", "cond"] if guided else ["cond"]
-            if guided and hook is None and bool(torch.as_tensor(scale == 0).all()):
-                prompts, roles = prompts[:1], roles[:1]  # no one reads the conditional row
-            z = x * per_row(vp_scale(sigma).to(x.dtype), x)
-            z = z.to(self.unet.dtype).repeat(len(prompts), 1, 1, 1)
-            timesteps = self._timesteps(sigma).expand(len(x)).repeat(len(prompts))
-            with hooked(self.unet, hook, roles, above.values):
-                out = self.unet(z, timesteps, **conditions(prompts, len(x), z.dtype)).sample
-            if rows is not None:
-                rows.add(len(z))
-            level = per_row(sigma, x).to(x.dtype)
-            means = [self._mean(x, part.to(x.dtype), level) for part in out.chunk(len(prompts))]
+            prompts = {"uncond": negative, "cond": positive} if guided else {"cond": positive}
+            if guided and hooks == NO_HOOKS and bool(torch.as_tensor(scale == 0).all()):
+                del prompts["cond"]  # no one reads the conditional row
+            means = self._means(prompts, x, sigma, hooks, rows)
             if len(means) == 1:
                 return means[0]
             return mix(means[1], means[0], scale, sigma) if mix else guide(*means[::-1], scale)
 
         return denoise
+
+    def rows_of(
+        self,
+        prompts: dict[Role, Prompt | PromptAt],
+        *,
+        hooks: Hooks = NO_HOOKS,
+        rows: RowCount | None = None,
+    ) -> Denoiser:
+        """Rows of the guidance without its sum, for what hooks see in them.
+
+        Args:
+            prompts: What each row is shown; the denoised guess is that of the last.
+            hooks: See the network from inside.
+            rows: Counts the rows spent.
+        """
+
+        @torch.no_grad()
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            return self._means(prompts, x, sigma, hooks, rows)[-1]
+
+        return denoise
+
+    def _means(
+        self,
+        prompts: dict[Role, Prompt | PromptAt],
+        x: Tensor,
+        sigma: Tensor,
+        hooks: Hooks,
+        rows: RowCount | None,
+    ) -> list[Tensor]:
+        """The posterior mean under every prompt, from one call of the network."""
+        here = {role: p(sigma) if callable(p) else p for role, p in prompts.items()}
+        count = len(here)
+        z = x * per_row(vp_scale(sigma).to(x.dtype), x)
+        z = z.to(self.unet.dtype).repeat(count, 1, 1, 1)
+        timesteps = self._timesteps(sigma).expand(len(x)).repeat(count)
+        values = here["cond"].values if "cond" in here else None
+        with hooked(self.unet, hooks, tuple(here), values):
+            shown = conditions(list(here.values()), len(x), z.dtype)
+            out = self.unet(z, timesteps, **shown).sample
+        if rows is not None:
+            rows.add(len(z))
+        level = per_row(sigma, x).to(x.dtype)
+        return [self._mean(x, part.to(x.dtype), level) for part in out.chunk(count)]
 
     def _timesteps(self, sigma: Tensor) -> Tensor:
         """The training timestep nearest to every level, in the shape of `sigma`."""
@@ -142,7 +179,7 @@ class DiffusersUNet:
             rows: Counts the rows spent.
         """
         spent = RowCount()
-        denoise = self.denoiser(prompt, hook=recorder.record if recorder else None, rows=spent)
+        denoise = self.denoiser(prompt, hooks=recorder.hooks if recorder else NO_HOOKS, rows=spent)
         denoise = recorder.watch(denoise) if recorder else denoise
         latents = ddim(
             denoise, x0, sigmas, scale=vp_scale, convention=convention, refinement=refinement
@@ -181,62 +218,74 @@ class DiffusersUNet:
             keep_source: Follow a drifting source row to the end.
             rows: Counts the rows spent.
         """
-        if trajectory.partner is not None:
-            prompts, wishes = (source, target, negative), {"control": control, "mask": mask}
-            return coupled_edit(self, trajectory, *prompts, cfg=cfg, rows=rows, **wishes)
-        bank = bank_along(trajectory, source, control, correction)
-        record, inject = (bank.record, bank.inject) if bank else (None, None)
-        recipe, below = trajectory.recipe, with_uncond(negative, trajectory)
-        recipe.check_cfg(cfg)
-        window = recipe.value_window
-        of_target = below if recipe.uncond_for == "both" else negative
-        of_source, above = with_values(source, trajectory), with_values(target, trajectory, window)
-        source_cfg = cfg if recipe.source_cfg is None else recipe.source_cfg
-        proximal, mix, mix_source = limits(recipe.proximal, cfg)
-        unedited = self.denoiser(above, of_target, cfg=cfg, mix=mix_source, rows=rows)
-        branches = Branches(
-            target=self.denoiser(above, of_target, cfg=cfg, hook=inject, mix=mix, rows=rows),
-            source=self.denoiser(
-                of_source, below, cfg=source_cfg, hook=record, mix=mix_source, rows=rows
-            ),
-            record=self.denoiser(of_source, hook=record, rows=rows),
-            unedited=unedited if bank else None,
-        )
-        if recipe.eta and bank is None and trajectory.uncond is None:
-            recorded = trajectory.denoised is not None
-            known = recipe.source if recorded else guided_key(source, negative, source_cfg)
-            if known == guided_key(target, negative, cfg):  # nothing is edited: nothing is run
-                branches = replace(branches, source=branches.target)
-        return Edit(
+        return edit_along(
             trajectory,
-            branches,
-            correction=correction_along(trajectory, correction),
-            eta=recipe.eta,
-            bank=bank,
+            Lent(self, Prompts(source, target, negative), cfg, rows),
+            control=control,
+            correction=correction,
             mask=mask,
             keep_source=keep_source,
-            proximal=proximal,
         )
 
+    def record(
+        self,
+        x0: Tensor,
+        prompt: Prompt,
+        sigmas: Tensor,
+        method: Inversion,
+        *,
+        negative: Prompt | None = None,
+        cfg: float = 1.0,
+        rows: RowCount | None = None,
+    ) -> Trajectory:
+        """Invert a latent by a method that asks nothing but its denoiser.
 
-def limits(
-    settings: Proximal | None, cfg: float
-) -> tuple[ProximalGuidance | None, Mix | None, Mix | None]:
-    """Proximal guidance for one edit, and how it guides the target and any other row."""
-    check_guided(settings, cfg)
-    if settings is None:
-        return None, None, None
-    made = ProximalGuidance(settings)
-    return made, made.mix, made.mix_source
+        Args:
+            x0: [B, C, h, w] the picture in model scale, at `sigmas[0]`.
+            prompt: Describes the picture.
+            sigmas: [N+1] rising noise levels.
+            method: One of `pipelines.inversion`, its settings bound.
+            negative: The other end of the guidance; not read at guidance 1.
+            cfg: Guidance of the source.
+            rows: Counts the rows spent.
+        """
+        spent = RowCount()
+        denoise = self.denoiser(prompt, negative, cfg=cfg, rows=spent)
+        made = method(denoise, x0, sigmas, family=VP)
+        if rows is not None:
+            rows.add(spent.rows)
+        recipe = replace(made.recipe, cfg=cfg, rows=spent.rows)
+        return Trajectory(made.latents, sigmas, x0, recipe, made.denoised, made.image, made.carried)
 
 
-def bank_along(
-    trajectory: Trajectory, source: Prompt, control: Control | None, correction: Correction
-) -> Bank | None:
-    """The bank of a control, with the inversion's features where they are this source's."""
-    if control is None:
-        return None
-    kept = trajectory.features
-    on_chain = correction_along(trajectory, correction).on_chain
-    same = kept is not None and kept.key == source.key
-    return Bank(control, trajectory.steps, kept if on_chain and same else None)
+@dataclass(frozen=True, eq=False)
+class Lent:
+    """A UNet and the prompts of an edit, as a `lending.Lender`."""
+
+    unet: DiffusersUNet
+    prompts: Prompts
+    cfg: float
+    rows: RowCount | None
+    scale: Scale = vp_scale
+
+    def denoiser(self, asked: Asked) -> Denoiser:
+        """The guided denoiser of a branch."""
+        positive, negative = self.prompts.of(asked), self.prompts.below(asked)
+        cfg = self.cfg if asked.guidance is None else asked.guidance
+        return self.unet.denoiser(
+            positive, negative, cfg=cfg, hooks=asked.hooks, mix=asked.mix, rows=self.rows
+        )
+
+    def recorder(self, asked: Asked, roles: Sequence[Role]) -> Denoiser:
+        """Some rows of a branch alone."""
+        every = {"cond": self.prompts.of(asked), "uncond": self.prompts.below(asked)}
+        wanted = {role: every[role] for role in roles}
+        return self.unet.rows_of(wanted, hooks=asked.hooks, rows=self.rows)
+
+    def key(self, asked: Asked) -> str:
+        """What tells the guided prediction of a branch from others; "" where nothing does."""
+        return self.prompts.key(asked, self.cfg)
+
+    def features_key(self) -> str:
+        """What the source's features depend on besides the chain."""
+        return self.prompts.source.key

@@ -3,8 +3,9 @@
 from comfy_api.latest import io
 
 from ...hosts.comfy.edits.edit import BoundControl
-from ...hosts.comfy.inversions.ddim import Picture, invert_ddim
+from ...hosts.comfy.inversions.ddim import invert_ddim
 from ...hosts.comfy.inversions.features import MIB, feature_store, features_text
+from ...hosts.comfy.inversions.picture import Picture
 from ...hosts.comfy.refusals import check_owner
 from ...pipelines.attention.features import FeatureRecorder
 from ...pipelines.errors import PalimpsestError

@@ -1,8 +1,11 @@
 """EDICT: inversion by two coupled chains."""
 
+from functools import partial
+
 from comfy_api.latest import io
 
-from ...hosts.comfy.inversions.edict import invert_edict
+from ...hosts.comfy.inversions.picture import invert
+from ...pipelines.inversion.edict import couple
 from .shared import (
     ANY_MODEL,
     CATEGORY,
@@ -81,7 +84,7 @@ class InvertEDICT(io.ComfyNode):
         need_negative(cfg, negative)
         levels = (steps, scheduler, strength)
         picture = picture_of(NAME, model, positive, negative, latent, levels, sigmas, cfg=cfg)
-        return inverted(model, *invert_edict(picture, mixing=mixing))
+        return inverted(model, *invert(picture, partial(couple, mixing=mixing)))
 
 
 NODES = [InvertEDICT]

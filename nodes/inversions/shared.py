@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...hosts.comfy.cost import Spent
 from ...hosts.comfy.guidance import Conditioning
-from ...hosts.comfy.inversions.ddim import Picture
 from ...hosts.comfy.inversions.noise import noise_of_trajectory
+from ...hosts.comfy.inversions.picture import Picture
 from ...hosts.comfy.refusals import refuse_noise_mask
 from ...hosts.comfy.schedules import schedule
 from ...pipelines.errors import PalimpsestError

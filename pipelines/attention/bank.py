@@ -1,36 +1,50 @@
-"""Record, then inject: how an edit reads the attention of its source without any map.
+"""Record, then inject: how an edit reads its source's network without any map.
 
 The source row runs first and leaves in the bank the tensors that the control will read; the target
-rows run next. What a control wants is always a sum of fused attentions
+rows run next. What a control wants of an attention is always a sum of fused attentions
 
     out = SDPA(q1, k1, v1) + SDPA(q2, k2, v2) + ...
 
-whose queries, keys and values come from either row.
+whose queries, keys and values come from either row; of a residual block it is a feature map.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-Kind = Literal["self", "cross"]
+from ..denoiser import Denoiser
+from ..schedule import Moment
+
+Kind = Literal["self", "cross", "joint", "features"]
 Role = Literal["cond", "uncond"]
+
+#: The branches of the guidance.
+ROLES: tuple[Role, ...] = ("cond", "uncond")
 
 
 class Site(NamedTuple):
-    """One attention call, seen for one branch of the guidance.
+    """One place of the network in one call, seen for one branch of the guidance.
 
     Attributes:
-        kind: Self- or cross-attention.
-        layer: Position among the network's transformer blocks in execution order, from 0.
+        kind: Self-, cross- or joint attention, or the features of a residual block.
+        layer: Position among the network's places of that sort in execution order, from 0:
+            transformer blocks, or residual blocks.
         role: Which branch of the guidance the rows belong to.
+        tokens: Queries of the attention, or cells of the feature map.
+        text: How many of the keys of a joint attention, the first ones, are text.
     """
 
     kind: Kind
     layer: int
     role: Role
+    tokens: int = 0
+    text: int = 0
 
 
 class QKV(NamedTuple):
@@ -50,30 +64,116 @@ class AttentionHook(Protocol):
     def __call__(self, site: Site, qkv: QKV) -> tuple[QKV, ...] | None: ...
 
 
-class Control(Protocol):
-    """An attention control: a frozen value that says what it reads and what it makes of it."""
+class FeatureHook(Protocol):
+    """What a host calls with what every residual block adds to its input, [B, C, h, w].
 
-    def reads(self, site: Site, tokens: int, step: int, steps: int) -> bool:
-        """Whether it reads the source at this site in this step (`tokens` = queries)."""
+    It gives what shall be added instead, or None to leave it alone.
+    """
+
+    def __call__(self, site: Site, feature: Tensor) -> Tensor | None: ...
+
+
+class Hooks(NamedTuple):
+    """Who sees a network from inside while it runs; None does not look."""
+
+    attention: AttentionHook | None = None
+    feature: FeatureHook | None = None
+
+
+NO_HOOKS = Hooks()
+
+
+def together(every: Iterable[Hooks]) -> Hooks:
+    """Several observers as one: all of them look, one of them may change what it sees.
+
+    Raises:
+        ValueError: When two want to change the same place, in the call where they do.
+    """
+    every = list(every)
+    attention = [hooks.attention for hooks in every if hooks.attention is not None]
+    feature = [hooks.feature for hooks in every if hooks.feature is not None]
+    return Hooks(_first_answer(attention), _first_answer(feature))
+
+
+def _first_answer(hooks: list[Callable]) -> Callable | None:
+    if len(hooks) < 2:
+        return hooks[0] if hooks else None
+
+    def ask(site: Site, seen: QKV | Tensor) -> tuple[QKV, ...] | Tensor | None:
+        answers = [a for a in (hook(site, seen) for hook in hooks) if a is not None]
+        if len(answers) > 1:
+            raise ValueError(f"{len(answers)} hooks want to change {site}.")
+        return answers[0] if answers else None
+
+    return ask
+
+
+class Control(Protocol):
+    """An attention control: a frozen value that says what it reads and what it makes of it.
+
+    A site's role is that of the target's rows.
+    """
+
+    def source_role(self, role: Role) -> Role | None:
+        """Which rows of the source the target's rows of a role read, if any."""
         ...
 
-    def active(self, step: int, steps: int) -> bool:
+    def reads(self, site: Site, at: Moment) -> bool:
+        """Whether it reads the source at this site in this step."""
+        ...
+
+    def active(self, at: Moment) -> bool:
         """Whether it reads the source anywhere in this step."""
         ...
 
-    def kept(self, qkv: QKV) -> QKV:
+    def kept(self, site: Site, own: QKV) -> QKV:
         """Of the source's tensors those that it reads, None for the others."""
         ...
 
-    def terms(self, qkv: QKV, source: QKV, site: Site, step: int, steps: int) -> tuple[QKV, ...]:
-        """The attention of the target rows `qkv`, given the `source` recorded at the site."""
+    def terms(self, own: QKV, source: QKV, site: Site, at: Moment) -> tuple[QKV, ...]:
+        """The attention of the target rows `own`, given the `source` recorded at the site."""
         ...
+
+
+@runtime_checkable
+class FeatureControl(Protocol):
+    """What a control has besides, where it also reads the features of residual blocks."""
+
+    def feature(self, own: Tensor, source: Tensor, site: Site, at: Moment) -> Tensor:
+        """What a residual block of the target adds, given what it added in the source."""
+        ...
+
+
+def read_by_target(control: Control, site: Site, at: Moment) -> bool:
+    """Whether some row of the target reads the source's rows of a site."""
+    return any(
+        control.source_role(role) == site.role and control.reads(site._replace(role=role), at)
+        for role in ROLES
+    )
+
+
+def source_roles(control: Control) -> tuple[Role, ...]:
+    """The rows of the source that a control reads."""
+    wanted = {control.source_role(role) for role in ROLES}
+    return tuple(role for role in ROLES if role in wanted)
+
+
+#: What was recorded at a site.
+Recorded = QKV | Tensor
+
+#: Where in the network something was recorded, and of which rows; their number may differ.
+Place = tuple[Kind, int, Role]
+
+
+def place_of(site: Site) -> Place:
+    """A site without the size of what was seen there, which source and target may differ in."""
+    return site.kind, site.layer, site.role
 
 
 class KeptFeatures(Protocol):
     """What an earlier run kept of the source (`features.Features`)."""
 
-    def serve(self, control: Control, step: int, steps: int) -> bool:
+    def serve(self, control: Control, at: Moment) -> bool:
         """Whether all that a control reads in a step is there."""
         ...
 
@@ -88,46 +188,100 @@ class Bank:
 
     Attributes:
         control: Who decides what is recorded and what is made of it.
-        steps: Steps of the edit.
         features: What the inversion kept already; its steps need no source row.
+        at: The step that it stands in; None before the first.
     """
 
     control: Control
-    steps: int
     features: KeptFeatures | None = None
-    step: int = 0
-    _stored: dict[Site, QKV] = field(default_factory=dict)
+    at: Moment | None = None
+    _stored: dict[Place, Recorded] = field(default_factory=dict)
 
-    def begin(self, step: int) -> None:
-        """Start a step, counted from the noisiest level, and forget the last one."""
-        self.step = step
+    def begin(self, at: Moment | None) -> None:
+        """Start a step and forget the last one; None where there is no further step."""
+        self.at = at
         self._stored.clear()
 
-    def runs(self, step: int) -> bool:
+    def runs(self, at: Moment) -> bool:
         """Whether a step runs its source row: the control reads it, and it was not kept before."""
-        if not self.control.active(step, self.steps):
+        if not self.control.active(at):
             return False
-        kept = self.features
-        return kept is None or not kept.serve(self.control, step, self.steps)
+        return self.features is None or not self.features.serve(self.control, at)
 
     @property
     def empty(self) -> bool:
         """Whether nothing is stored."""
         return not self._stored
 
+    @property
+    def recording(self) -> Hooks:
+        """What looks at the source's rows."""
+        return Hooks(self.record, self.record_feature if self._reads_features else None)
+
+    @property
+    def injecting(self) -> Hooks:
+        """What changes the target's rows."""
+        return Hooks(self.inject, self.inject_feature if self._reads_features else None)
+
+    @property
+    def _reads_features(self) -> bool:
+        return isinstance(self.control, FeatureControl)
+
     def record(self, site: Site, qkv: QKV) -> None:
         """Keep the source's tensors where the control will read them."""
-        if self.control.reads(site, qkv.q.shape[1], self.step, self.steps):
-            self._stored[site] = self.control.kept(qkv)
+        if read_by_target(self.control, site, self.at):
+            self._stored[place_of(site)] = self.control.kept(site, qkv)
+
+    def record_feature(self, site: Site, feature: Tensor) -> None:
+        """The same for what a residual block adds."""
+        if read_by_target(self.control, site, self.at):
+            self._stored[place_of(site)] = feature
 
     def inject(self, site: Site, qkv: QKV) -> tuple[QKV, ...] | None:
         """The controlled attention of the target rows, or None where the control is idle."""
-        if not self.control.reads(site, qkv.q.shape[1], self.step, self.steps):
+        stored = self._read(site)
+        if stored is None:
             return None
-        if self.empty and self.features is not None and not self.runs(self.step):
-            self._stored.update(self.features.read(self.step))
-        source = QKV(*(_match_rows(stored, qkv.q) for stored in self._stored[site]))
-        return self.control.terms(qkv, source, site, self.step, self.steps)
+        source = QKV(*(_match_rows(tensor, qkv.q) for tensor in stored))
+        return self.control.terms(qkv, source, site, self.at)
+
+    def inject_feature(self, site: Site, feature: Tensor) -> Tensor | None:
+        """What a residual block of the target adds, or None where the control is idle."""
+        stored = self._read(site)
+        if stored is None:
+            return None
+        return self.control.feature(feature, _match_rows(stored, feature), site, self.at)
+
+    def _read(self, site: Site) -> Recorded | None:
+        """What the source left for the target's rows of a site; None where they do not read it."""
+        role = self.control.source_role(site.role)
+        if role is None or not self.control.reads(site, self.at):
+            return None
+        if self.empty and self.features is not None and not self.runs(self.at):
+            kept = self.features.read(self.at.step)
+            self._stored.update({place_of(site): tensors for site, tensors in kept.items()})
+        return self._stored[place_of(site._replace(role=role))]
+
+
+@contextmanager
+def beside_source(
+    bank: Bank | None, record: Denoiser | None, at: Moment, x: Tensor
+) -> Iterator[None]:
+    """A step of the target, within which the bank holds what its source leaves; after it, nothing.
+
+    Args:
+        bank: None where there is no control.
+        record: The source's rows; run where the control reads them and no one kept them before.
+        at: The step.
+        x: [B, C, ...] where the source stands.
+    """
+    if bank is not None:
+        bank.begin(at)
+        if record is not None and bank.runs(at):
+            record(x, at.sigma)
+    yield
+    if bank is not None:
+        bank.begin(None)
 
 
 def _match_rows(stored: Tensor | None, like: Tensor) -> Tensor | None:
@@ -147,19 +301,24 @@ def attend(
     roles: Sequence[Role],
     hook: AttentionHook,
     sdpa: Callable[[QKV], Tensor],
+    text: int = 0,
 ) -> Tensor:
     """One attention call of a host, with a hook in it.
 
     Args:
         qkv: The whole batch; equal parts of it belong to the branches of the guidance.
-        kind: Self- or cross-attention.
+        kind: Self-, cross- or joint attention.
         layer: Position among the transformer blocks.
         roles: Branch of each part, in order.
         hook: Asked for each part.
         sdpa: The host's fused attention.
+        text: See `Site`.
     """
     parts = [QKV(*part) for part in zip(*(t.chunk(len(roles)) for t in qkv), strict=True)]
-    sums = [hook(Site(kind, layer, role), part) for role, part in zip(roles, parts, strict=True)]
+    sums = [
+        hook(Site(kind, layer, role, part.q.shape[1], text), part)
+        for role, part in zip(roles, parts, strict=True)
+    ]
     if not any(sums):
         return sdpa(qkv)
     terms = [terms or (part,) for terms, part in zip(sums, parts, strict=True)]
@@ -176,3 +335,23 @@ def _first_terms(terms: list[QKV], sdpa: Callable[[QKV], Tensor]) -> list[Tensor
         return [sdpa(term) for term in terms]
     joined = QKV(*(torch.cat(tensors) for tensors in zip(*terms, strict=True)))
     return list(sdpa(joined).chunk(len(terms)))
+
+
+def hooked_feature(feature: Tensor, layer: int, roles: Sequence[Role], hook: FeatureHook) -> Tensor:
+    """What a residual block of a host adds to its input, with a hook in it.
+
+    Args:
+        feature: [rows, C, h, w] of the whole batch, as in `attend`.
+        layer: Position among the residual blocks.
+        roles: Branch of each equal part of the batch, in order.
+        hook: Asked for each part.
+    """
+    parts = feature.chunk(len(roles))
+    cells = feature.shape[-2:].numel()
+    answers = [
+        hook(Site("features", layer, role, cells), part)
+        for role, part in zip(roles, parts, strict=True)
+    ]
+    if all(answer is None for answer in answers):
+        return feature
+    return torch.cat([p if a is None else a for a, p in zip(answers, parts, strict=True)])

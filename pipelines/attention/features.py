@@ -16,7 +16,8 @@ from typing import Protocol
 from torch import Tensor
 
 from ..denoiser import Denoiser
-from .bank import QKV, Control, Site
+from ..schedule import Moment, moment_at, moment_of
+from .bank import QKV, Control, Hooks, Site, read_by_target
 
 #: What one step keeps.
 Kept = Mapping[Site, QKV]
@@ -39,23 +40,23 @@ class Features:
     """What an inversion left for the edits of its trajectory.
 
     Attributes:
-        tokens: Queries at every attention of the network.
+        every: All attentions of the network, as the inversion saw them.
         sites: Per step, counted from the noisiest level, what was kept.
         read: Gives the features of a step.
         key: What they depend on besides the chain, as text: the source's prompt and the model.
         bytes: The room they take.
     """
 
-    tokens: Mapping[Site, int]
+    every: frozenset[Site]
     sites: Mapping[int, frozenset[Site]]
     read: Callable[[int], Kept]
     key: str
     bytes: int
 
-    def serve(self, control: Control, step: int, steps: int) -> bool:
+    def serve(self, control: Control, at: Moment) -> bool:
         """Whether all that a control reads in a step was kept."""
-        wanted = (s for s, n in self.tokens.items() if control.reads(s, n, step, steps))
-        return step in self.sites and self.sites[step].issuperset(wanted)
+        wanted = (site for site in self.every if read_by_target(control, site, at))
+        return at.step in self.sites and self.sites[at.step].issuperset(wanted)
 
 
 @dataclass
@@ -75,16 +76,15 @@ class FeatureRecorder:
     budget: int
     store: Store
     needed: int | None = None
-    _tokens: dict[Site, int] = field(default_factory=dict)
     _sizes: dict[Site, int] = field(default_factory=dict)
     _kept: dict[int, frozenset[Site]] = field(default_factory=dict)
     _now: dict[Site, QKV] = field(default_factory=dict)
-    _step: int = 0
+    _at: Moment | None = None
 
     @property
-    def steps(self) -> int:
-        """Steps of the chain."""
-        return len(self.sigmas) - 1
+    def hooks(self) -> Hooks:
+        """What looks into the inversion's denoiser."""
+        return Hooks(self.record)
 
     @property
     def fits(self) -> bool:
@@ -92,13 +92,12 @@ class FeatureRecorder:
         return self.needed is not None and self.needed <= self.budget
 
     def record(self, site: Site, qkv: QKV) -> None:
-        """The hook of the inversion's denoiser."""
+        """Survey the first call; keep of the others what the control will read."""
         if self.needed is None:
-            part = self.control.kept(qkv)
-            self._tokens[site] = qkv.q.shape[1]
+            part = self.control.kept(site, qkv)
             self._sizes[site] = sum(t.nbytes for t in part if t is not None)
-        elif self.fits and self.control.reads(site, qkv.q.shape[1], self._step, self.steps):
-            self._now[site] = self.control.kept(qkv)
+        elif self.fits and read_by_target(self.control, site, self._at):
+            self._now[site] = self.control.kept(site, qkv)
 
     def watch(self, denoise: Denoiser) -> Denoiser:
         """The inversion's denoiser, of which every call is kept; the last one of a level stays.
@@ -107,18 +106,17 @@ class FeatureRecorder:
         level): it is where shapes are learnt.
 
         Args:
-            denoise: Has `record` as its hook.
+            denoise: Has `hooks` in it.
         """
 
         def watched(x: Tensor, sigma: Tensor) -> Tensor:
-            level = int((self.sigmas - float(sigma)).abs().argmin())
-            self._step = self.steps - level
+            self._at = moment_of(self.sigmas, sigma)
             denoised = denoise(x, sigma)
             if self.needed is None:
                 self.needed = self._survey()
             elif self._now:
-                self.store.write(self._step, self._now)
-                self._kept[self._step] = frozenset(self._now)
+                self.store.write(self._at.step, self._now)
+                self._kept[self._at.step] = frozenset(self._now)
                 self._now = {}
             return denoised
 
@@ -128,9 +126,9 @@ class FeatureRecorder:
         """Bytes of all steps but the noisiest, which the inversion does not visit."""
         return sum(
             size
-            for step in range(1, self.steps)
+            for step in range(1, len(self.sigmas) - 1)
             for site, size in self._sizes.items()
-            if self.control.reads(site, self._tokens[site], step, self.steps)
+            if read_by_target(self.control, site, moment_at(self.sigmas, step))
         )
 
     def result(self, key: str) -> Features | None:
@@ -143,4 +141,4 @@ class FeatureRecorder:
             return None
         # The noisiest level is only seen on the way to it, not where the chain ends.
         sites = {step: kept for step, kept in self._kept.items() if step > 0}
-        return Features(dict(self._tokens), sites, self.store.read, key, self.needed)
+        return Features(frozenset(self._sizes), sites, self.store.read, key, self.needed)

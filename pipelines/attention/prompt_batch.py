@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import PalimpsestError
-from .bank import QKV, Control, Site
+from ..schedule import Moment
+from .bank import QKV, Control, Role, Site
 from .prompt_to_prompt import Mode, rewrite_prompt
 from .tokens import PromptTokens, find_word, positions_of
 
@@ -16,31 +17,35 @@ class PromptBatch:
     """The controls of a batch of target prompts, row by row; all read the same source.
 
     Attributes:
-        controls: One for each row. They keep the same tensors of the source.
+        controls: One for each row. They keep the same tensors of the same rows of the source.
     """
 
     controls: tuple[Control, ...]
 
-    def reads(self, site: Site, tokens: int, step: int, steps: int) -> bool:
+    def source_role(self, role: Role) -> Role | None:
+        """Which rows of the source the controls read."""
+        return self.controls[0].source_role(role)
+
+    def reads(self, site: Site, at: Moment) -> bool:
         """Whether any of them reads the source at this site."""
-        return any(control.reads(site, tokens, step, steps) for control in self.controls)
+        return any(control.reads(site, at) for control in self.controls)
 
-    def active(self, step: int, steps: int) -> bool:
+    def active(self, at: Moment) -> bool:
         """Whether any of them reads the source in this step."""
-        return any(control.active(step, steps) for control in self.controls)
+        return any(control.active(at) for control in self.controls)
 
-    def kept(self, qkv: QKV) -> QKV:
+    def kept(self, site: Site, own: QKV) -> QKV:
         """What the controls read of the source."""
-        return self.controls[0].kept(qkv)
+        return self.controls[0].kept(site, own)
 
-    def terms(self, qkv: QKV, source: QKV, site: Site, step: int, steps: int) -> tuple[QKV, ...]:
+    def terms(self, own: QKV, source: QKV, site: Site, at: Moment) -> tuple[QKV, ...]:
         """The controlled attention of every row, as one sum of batched attentions.
 
         Raises:
             PalimpsestError: If there are not as many rows as controls, or if their keys are not
                 equally many.
         """
-        rows = len(qkv.q)
+        rows = len(own.q)
         if rows != len(self.controls):
             raise PalimpsestError(
                 f"The control is for {len(self.controls)} target prompts, {rows} rows are edited: "
@@ -48,15 +53,15 @@ class PromptBatch:
             )
         owns, sums = [], []
         for row, control in enumerate(self.controls):
-            own, read = (_row(t, row) for t in (qkv, source))
-            owns.append(own)
-            idle = not control.reads(site, qkv.q.shape[1], step, steps)
-            sums.append((own,) if idle else control.terms(own, read, site, step, steps))
+            one, read = (_row(t, row) for t in (own, source))
+            owns.append(one)
+            idle = not control.reads(site, at)
+            sums.append((one,) if idle else control.terms(one, read, site, at))
         return tuple(
             _joined(
                 [
-                    terms[i] if i < len(terms) else _nothing(own)
-                    for own, terms in zip(owns, sums, strict=True)
+                    terms[i] if i < len(terms) else _nothing(one)
+                    for one, terms in zip(owns, sums, strict=True)
                 ]
             )
             for i in range(max(map(len, sums)))

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from ..errors import PalimpsestError
-from .bank import QKV, Site
+from ..schedule import Moment
+from .bank import QKV, Role, Site
 from .tokens import Alignment, PromptTokens, positions_of, refine_tokens, replace_words
 
 Mode = Literal["auto", "replace", "refine"]
@@ -62,41 +63,46 @@ class PromptToPrompt:
         bounds = (self.cross_windows.double() * (steps + 1)).to(torch.int64)
         return (bounds[:, 0] <= step) & (step < bounds[:, 1])
 
-    def active(self, step: int, steps: int) -> bool:
+    def source_role(self, role: Role) -> Role | None:
+        """Only where the guidance sees the prompt is there anything to read."""
+        return role if role == "cond" else None
+
+    def active(self, at: Moment) -> bool:
         """Whether any window is open."""
-        return self._self_open(step, steps) or bool(self.open_tokens(step, steps).any())
+        return self._self_open(at) or self._cross_open(at)
 
-    def reads(self, site: Site, tokens: int, step: int, steps: int) -> bool:
-        """Whether the source is read here: only where the guidance sees the prompt."""
-        if site.role != "cond":
-            return False
+    def reads(self, site: Site, at: Moment) -> bool:
+        """Whether the source is read here."""
         if site.kind == "self":
-            return tokens <= self.self_pixels and self._self_open(step, steps)
-        return bool(self.open_tokens(step, steps).any())
+            return site.tokens <= self.self_pixels and self._self_open(at)
+        return site.kind == "cross" and self._cross_open(at)
 
-    def kept(self, qkv: QKV) -> QKV:
+    def kept(self, site: Site, own: QKV) -> QKV:
         """The source's queries and keys; its values are never read."""
-        return QKV(qkv.q, qkv.k, None)
+        return QKV(own.q, own.k, None)
 
-    def terms(self, qkv: QKV, source: QKV, site: Site, step: int, steps: int) -> tuple[QKV, ...]:
+    def terms(self, own: QKV, source: QKV, site: Site, at: Moment) -> tuple[QKV, ...]:
         """The controlled attention, as one or two fused attentions."""
         if site.kind == "self":
-            return (QKV(source.q, source.k, qkv.v),)
-        from_source, from_target = self._value_maps(step, steps)
-        values = _once(qkv.v, len(self.weights))
+            return (QKV(source.q, source.k, own.v),)
+        from_source, from_target = self._value_maps(at)
+        values = _once(own.v, len(self.weights))
         terms = (QKV(source.q, _once(source.k, len(from_source)), from_source.to(values) @ values),)
         if not bool(from_target.any()):  # asked on the CPU, where no device has to be waited for
             return terms
-        tiled = from_target.repeat(qkv.v.shape[1] // len(from_target))
-        return (*terms, QKV(qkv.q, qkv.k, qkv.v * tiled[:, None].to(qkv.v)))
+        tiled = from_target.repeat(own.v.shape[1] // len(from_target))
+        return (*terms, QKV(own.q, own.k, own.v * tiled[:, None].to(own.v)))
 
-    def _self_open(self, step: int, steps: int) -> bool:
-        start, end = (int(steps * bound) for bound in self.self_window)
-        return start <= step < end
+    def _self_open(self, at: Moment) -> bool:
+        start, end = (int(at.steps * bound) for bound in self.self_window)
+        return start <= at.step < end
 
-    def _value_maps(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
+    def _cross_open(self, at: Moment) -> bool:
+        return bool(self.open_tokens(at.step, at.steps).any())
+
+    def _value_maps(self, at: Moment) -> tuple[Tensor, Tensor]:
         """T D_s [S, N] and the diagonal of D_t [N]."""
-        alpha = self.open_tokens(step, steps).to(self.weights.dtype)
+        alpha = self.open_tokens(at.step, at.steps).to(self.weights.dtype)
         aligned = self.alignment.aligned
         from_source = self.alignment.mapping * (aligned * self.weights * alpha)
         from_target = (1 - aligned) * self.weights * alpha + (1 - alpha)

@@ -36,18 +36,22 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..attention.bank import Bank
+from ..attention.bank import Bank, beside_source, source_roles
+from ..carried import Carried
 from ..couplings import OnStep
 from ..denoiser import Denoiser, noise_of
-from ..editing import Edited
+from ..editing import Edited, Editing
 from ..errors import PalimpsestError
-from ..schedule import Scale, check_rising
-from ..trajectory import Trajectory
+from ..finite import check_finite
+from ..lending import Asked, Lender
+from ..recording import Recorded
+from ..schedule import Family, Scale, check_rising, moment_at
+from ..trajectory import Recipe, Trajectory
 
 
 class Pair(NamedTuple):
@@ -90,23 +94,24 @@ def couple(
     x0: Tensor,
     sigmas: Tensor,
     *,
-    scale: Scale,
+    family: Family,
     mixing: float = 0.93,
+    rests: int = 0,
     on_step: OnStep | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Recorded:
     """Invert an image by EDICT; both chains begin as the image.
 
     Args:
         denoise: The guided source.
         x0: [B, C, ...] float32, the image at `sigmas[0]`.
         sigmas: [N+1] rising noise levels; the first may be 0. `drop_rests` takes out equal ones.
-        scale: How the model family scales its input (`vp_scale`, `flow_scale`).
+        family: How the latents of the model family relate to x.
         mixing: The weight p, in [0.5, 1]; 1 leaves the chains unmixed.
+        rests: Steps at the lowest level that `drop_rests` took out.
         on_step: Progress callback.
 
     Returns:
-        The chains x and y, [N+1, B, C, ...] each with `x0` first, and [N, 2, B, C, ...] the
-        denoised guesses of each step's two evaluations, in the order in which an edit makes them.
+        The chain x, which carries the chain y and the guesses.
 
     Raises:
         PalimpsestError: If the levels do not rise, the weight is out of range, or the latents stop
@@ -119,7 +124,7 @@ def couple(
     for level in range(1, steps + 1):
         sigma, below = sigmas[level], sigmas[level - 1]
         first, pair = _first(steps - level), unmix(pairs[-1], mixing)
-        read = _shown(pair[first], below, sigma, scale)
+        read = _shown(pair[first], below, sigma, family.scale)
         late = denoise(read, sigma)
         pair = pair.moved(1 - first, (sigma - below) * noise_of(read, late, sigma))
         read = pair[1 - first]
@@ -135,7 +140,8 @@ def couple(
         if on_step:
             on_step(level, pair.x, early)
     x, y = (torch.stack(chain) for chain in zip(*pairs, strict=True))
-    return x, y, torch.stack(guesses)
+    coupled = Coupled(y, torch.stack(guesses), mixing, rests)
+    return Recorded(x, Recipe("edict"), carried=(coupled,))
 
 
 def _first(step: int) -> int:
@@ -149,11 +155,76 @@ def _shown(x: Tensor, at: Tensor, sigma: Tensor, scale: Scale) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Coupled(Carried):
+    """The other chain, which an edit walks together with the recorded one.
+
+    Attributes:
+        partner: [N+1, B, C, ...] the chain y; the trajectory's latents are x.
+        guesses: [N, 2, B, C, ...] the denoised guesses of a step's two evaluations, at the levels
+            1 to N, in the order in which an edit makes them.
+        mixing: The weight p.
+        rests: Steps of a published grid at whose lowest level the chains only mix.
+    """
+
+    name: ClassVar[str] = "coupled chain"
+    own_loop: ClassVar[str] = "EDICT's, whose two chains"
+
+    partner: Tensor
+    guesses: Tensor
+    mixing: float
+    rests: int = 0
+
+    def check(self, trajectory: Trajectory) -> None:
+        """Refuse chains that do not belong together, and what would touch one of them alone."""
+        chain, steps = trajectory.latents.shape, trajectory.steps
+        wanted = {"partner": tuple(chain), "guesses": (steps, 2, *chain[1:])}
+        found = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        if found != wanted:
+            raise PalimpsestError(
+                f"The trajectory's coupled chains are {found}, they must be a partner of "
+                f"{tuple(chain)} and guesses of {(steps, 2, *chain[1:])}."
+            )
+        if not 0.5 <= self.mixing <= 1:
+            raise PalimpsestError(
+                f"The mixing of the trajectory's coupled chains is {self.mixing}, it must be 0.5 "
+                "to 1."
+            )
+        if len(trajectory.carried) > 1:
+            raise PalimpsestError(
+                "Proximal Guidance draws an edit back to one chain, EDICT has two that are "
+                "coupled: take the trajectory of another Invert node."
+            )
+
+    def loop(
+        self, trajectory: Trajectory, lender: Lender, bank: Bank | None, mask: Tensor | None
+    ) -> Editing:
+        """The edit along both chains."""
+        record = bank and lender.recorder(
+            Asked("source", hooks=bank.recording), source_roles(bank.control)
+        )
+        target = Asked("target", hooks=bank.injecting) if bank else Asked("target")
+        return CoupledEdit(
+            trajectory, self, lender.denoiser(target), lender.scale, record, bank, mask
+        )
+
+    def told(self, trajectory: Trajectory, cfg: float) -> str:
+        """That correction has no part in it, and where it does not hold the picture."""
+        text = "correction is not read: the chains of EDICT lead back by themselves"
+        if cfg == trajectory.recipe.cfg:
+            return text
+        return (
+            f"{text}\ncfg is {cfg:g}, that of Invert (EDICT) {trajectory.recipe.cfg:g}: the "
+            "picture is only kept where they are equal"
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class CoupledEdit:
     """One edit along coupled chains: all that is fixed before its first step.
 
     Attributes:
-        trajectory: With a partner and its guesses.
+        trajectory: Its latents are the chain x.
+        coupled: The chain y, and what the source made of both.
         target: Guided by the target prompt; reads the bank.
         scale: How the model family scales its input.
         record: The source rows that the control reads and no more; fills the bank before each of
@@ -165,6 +236,7 @@ class CoupledEdit:
     """
 
     trajectory: Trajectory
+    coupled: Coupled
     target: Denoiser
     scale: Scale
     record: Denoiser | None = None
@@ -192,8 +264,8 @@ class CoupledEdit:
             if on_step:
                 here = self._recorded(trajectory.steps - i - 1)
                 on_step(i + 1, here.x + off.x, guess)
-        for _ in range(trajectory.recipe.rests):
-            off = mix(off, trajectory.recipe.mixing)
+        for _ in range(self.coupled.rests):
+            off = mix(off, self.coupled.mixing)
         end = self._recorded(0)
         return Pair(end.x + off.x, end.y + off.y)
 
@@ -204,21 +276,22 @@ class CoupledEdit:
             i: Counts from the noisiest level.
             off: [B, C, ...] each, at the level of the step.
         """
-        mixing = self.trajectory.recipe.mixing
+        mixing = self.coupled.mixing
         level, first = self.trajectory.steps - i, _first(i)
         sigma, below = self.trajectory.sigmas[level], self.trajectory.sigmas[level - 1]
         above, under = self._recorded(level), unmix(self._recorded(level - 1), mixing)
-        early, late = self.trajectory.guesses[level - 1]
+        early, late = self.coupled.guesses[level - 1]
         gap, guess = self._noise_gap(i, above[1 - first], off[1 - first], early, sigma)
         off = off.moved(first, (below - sigma) * gap)
         read, aside = (_shown(x, below, sigma, self.scale) for x in (under[first], off[first]))
         gap, _ = self._noise_gap(i, read, aside, late, sigma)
         off = mix(off.moved(1 - first, (below - sigma) * gap), mixing)
+        check_finite(off.x, moment_at(self.trajectory.sigmas, i))
         return off if self.mask is None else Pair(*(self.mask * o for o in off)), guess
 
     def _recorded(self, level: int) -> Pair:
         """The recorded chains at a level."""
-        return Pair(self.trajectory.latents[level], self.trajectory.partner[level])
+        return Pair(self.trajectory.latents[level], self.coupled.partner[level])
 
     def _noise_gap(
         self, i: int, read: Tensor, aside: Tensor, source_guess: Tensor, sigma: Tensor
@@ -233,11 +306,8 @@ class CoupledEdit:
             sigma: The level both are labelled with.
         """
         at = read + aside
-        if self.bank is not None:
-            self.bank.begin(i)
-            if self.record is not None and self.bank.runs(i):
-                self.record(read if self.record_at == "chain" else at, sigma)
-        guess = self.target(at, sigma)
-        if self.bank is not None:
-            self.bank.begin(i + 1)
+        moment = moment_at(self.trajectory.sigmas, i)
+        source_at = read if self.record_at == "chain" else at
+        with beside_source(self.bank, self.record, moment, source_at):
+            guess = self.target(at, sigma)
         return (aside - (guess - source_guess)) / sigma, guess

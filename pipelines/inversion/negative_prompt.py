@@ -31,6 +31,7 @@ from torch.nn.functional import normalize
 
 from ..errors import PalimpsestError
 from ..trajectory import Trajectory
+from .negative_embedding import NegativeEmbedding
 
 
 def negative_prompt(
@@ -62,7 +63,8 @@ def negative_prompt(
         # The two halves of the source's guidance are one: no scale moves it.
         source_cfg=None if interpolation else 1.0,
     )
-    return replace(chain, recipe=recipe, uncond=uncond.unsqueeze(0).to(chain.latents))
+    embedding = NegativeEmbedding(uncond.unsqueeze(0).to(chain.latents))
+    return replace(chain, recipe=recipe).with_carried(embedding)
 
 
 def slerp(weight: float, low: Tensor, high: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from ..couplings import denoise_chain, independent, posterior
 from ..denoiser import Denoiser
 from ..errors import PalimpsestError
 from ..noise import Draw
+from ..trajectory import Recipe
 
 #: Draws [N+1, B, C, ...] latents of an image at rising levels, the image first.
 Coupling = Callable[[Tensor, Tensor, Draw], Tensor]
@@ -52,11 +53,19 @@ class NoiseSpace:
         chain: Name of the coupling, for `Recipe.method`.
         eta: Of the steps.
         draw_chain: The coupling.
+        strength: Part of the residual that edits repeat. At eta 0 and strength 1 an independent
+            chain is FlowEdit.
     """
 
     chain: str
     eta: float
     draw_chain: Coupling
+    strength: float = 1.0
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of the chains that are drawn so."""
+        return Recipe(self.chain, eta=self.eta, strength=self.strength)
 
 
 EDIT_FRIENDLY = NoiseSpace("independent", 1.0, independent)

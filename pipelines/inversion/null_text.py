@@ -47,6 +47,7 @@ from ..denoiser import Denoiser, guide
 from ..errors import PalimpsestError
 from ..schedule import Step, step_down, vp_scale
 from ..trajectory import Trajectory
+from .negative_embedding import NegativeEmbedding
 
 #: The steps that the published constants were chosen for.
 PUBLISHED_STEPS = 50
@@ -186,17 +187,17 @@ def carried_by(
         settings: How it was learned.
         variant: What the edit does with it.
     """
-    recipe = replace(
-        chain.recipe,
-        method=variant if variant == "null-latent" else "null-text",
-        cfg=settings.cfg,
-        cfg_bound=variant != "null-latent",
-        uncond_for="source" if variant == "source only" else "both",
+    method = variant if variant == "null-latent" else "null-text"
+    made = replace(
+        chain,
+        latents=fitted.latents,
+        recipe=replace(chain.recipe, method=method, cfg=settings.cfg),
+        image=chain.latents[0],
     )
-    uncond = None if variant == "null-latent" else fitted.uncond
-    return replace(
-        chain, latents=fitted.latents, recipe=recipe, uncond=uncond, image=chain.latents[0]
-    )
+    if variant == "null-latent":
+        return made
+    rows = "source" if variant == "source only" else "both"
+    return made.with_carried(NegativeEmbedding(fitted.uncond, rows, settings.cfg))
 
 
 @dataclass(frozen=True, eq=False)

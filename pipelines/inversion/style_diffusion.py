@@ -39,6 +39,7 @@ from ..denoiser import Denoiser, guide
 from ..errors import PalimpsestError
 from ..schedule import step_down, vp_scale
 from ..trajectory import Recipe
+from .mapped_values import MappedValues
 from .mapping_network import ValueMapping, mapping_of, new_networks
 
 #: The steps that the published constants count.
@@ -121,28 +122,19 @@ class Fitted:
     losses: tuple[float, ...]
 
 
-def recipe_of(fitting: Fitting, rows: int, value_window: float) -> Recipe:
-    """How a trajectory that carries a mapping was made, and how it is edited along.
+def carried_by(
+    fitted: Fitted, fitting: Fitting, value_window: float, rows: int
+) -> tuple[Recipe, MappedValues]:
+    """How the trajectory of a fitted picture was made, and what it carries.
 
     Args:
-        fitting: How the mapping was learned.
+        fitted: What was learned.
+        fitting: How it was learned.
+        value_window: See `MappedValues`.
         rows: UNet rows it cost.
-        value_window: Part of an edit's steps, the noisiest first, in which the target's values are
-            mapped.
-
-    Raises:
-        PalimpsestError: If the window is outside 0..1.
     """
-    if not 0 <= value_window <= 1:
-        raise PalimpsestError(f"The value window must be 0 to 1, got {value_window}.")
-    return Recipe(
-        "style diffusion",
-        "destination",
-        cfg=fitting.cfg,
-        cfg_bound=True,
-        rows=rows,
-        value_window=value_window,
-    )
+    recipe = Recipe("style diffusion", "destination", cfg=fitting.cfg, rows=rows)
+    return recipe, MappedValues(fitted.values, fitting.cfg, value_window)
 
 
 def rounds_per_step(steps: int, total: int) -> list[int]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest, edit
-from palimpsest.hosts.comfy.inversions.ddim import Picture, invert_ddim
+from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
+from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.hosts.comfy.words import prompt_tokens
 from palimpsest.hosts.diffusers import folder as diffusers_host

@@ -14,8 +14,9 @@ import pytest
 import torch
 from palimpsest.hosts.comfy.edits.edit import edit
 from palimpsest.hosts.comfy.edits.guider import EditGuider
-from palimpsest.hosts.comfy.inversions.ddim import Picture, invert_ddim
+from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.noise import noise_of_trajectory
+from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.pipelines.correction import UNCORRECTED, Correction

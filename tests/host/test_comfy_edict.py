@@ -1,14 +1,14 @@
 """EDICT inside ComfyUI: round trips, agreement with the other host, and flow models."""
 
 from dataclasses import replace
+from functools import partial
 
 import comfy.samplers
 import pytest
 import torch
 from palimpsest.hosts.comfy.edits.edit import EditRequest, edit
 from palimpsest.hosts.comfy.edits.guider import EditGuider
-from palimpsest.hosts.comfy.inversions.ddim import Picture
-from palimpsest.hosts.comfy.inversions.edict import invert_edict as invert_in_comfy
+from palimpsest.hosts.comfy.inversions.picture import Picture, invert
 from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.hosts.diffusers import folder as diffusers_host
@@ -16,6 +16,7 @@ from palimpsest.hosts.diffusers.edict import invert_edict as invert_in_diffusers
 from palimpsest.pipelines.correction import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.denoiser import RowCount
 from palimpsest.pipelines.errors import PalimpsestError
+from palimpsest.pipelines.inversion.edict import Coupled, couple
 from palimpsest.tests.host import agree, flow
 from palimpsest.tests.host.test_comfy_editing import latent_for, relative
 
@@ -39,7 +40,8 @@ def sd1(sd1_folder):
 
 
 def inverted(model, source, empty, latent, levels, cfg=CFG):
-    return invert_in_comfy(Picture(model, source, empty, latent, levels, cfg, "Invert (EDICT)"))
+    picture = Picture(model, source, empty, latent, levels, cfg, "Invert (EDICT)")
+    return invert(picture, partial(couple, mixing=0.93))
 
 
 def request(loaded, latent, *, target=agree.TARGET, steps=STEPS, strength=0.35, control=False):
@@ -84,7 +86,8 @@ def test_both_hosts_make_the_same_edit(kind, request_fixture):
     trajectory = invert_in_diffusers(
         model.unet, latent * scale, source, empty, made.trajectory.sigmas, rows=rows
     )
-    assert relative(made.trajectory.partner, trajectory.partner) < HOSTS_AGREE
+    pairs = [t.find(Coupled) for t in (made.trajectory, trajectory)]
+    assert relative(pairs[0].partner, pairs[1].partner) < HOSTS_AGREE
     control = agree.words(source.tokens, target.tokens)
     whole = model.unet.edit(trajectory, *prompts, cfg=CFG, control=control, rows=rows)
     theirs = whole.run().latent / scale
@@ -135,8 +138,9 @@ def test_a_batch_of_prompts_edits_one_picture(sd1):
 
 def test_the_same_inversion_twice_has_the_same_bits(sd1):
     first, second = (request(sd1, latent_for(sd1))[0].trajectory for _ in "ab")
-    for name in ("latents", "partner", "guesses"):
-        assert torch.equal(getattr(first, name), getattr(second, name))
+    assert torch.equal(first.latents, second.latents)
+    for name in ("partner", "guesses"):
+        assert torch.equal(*(getattr(t.find(Coupled), name) for t in (first, second)))
 
 
 def test_no_sampler_walks_both_chains(sd1):
@@ -176,7 +180,7 @@ def test_flow_models_give_the_latent_back_bit_for_bit(flow_model, strength):
     assert torch.equal(back, latent)
     assert torch.equal(source, latent)
     assert spent.rows == spent_again.rows == 40 * 4
-    assert made.trajectory.partner.isfinite().all()
+    assert made.trajectory.find(Coupled).partner.isfinite().all()
 
 
 def test_an_edit_of_a_flow_model_is_the_recurrence_in_its_own_coordinates(flow_model):
@@ -185,7 +189,8 @@ def test_an_edit_of_a_flow_model_is_the_recurrence_in_its_own_coordinates(flow_m
     ours, _, _ = edit(made)
     trajectory, scale = made.trajectory, made.trajectory.recipe.noise_scale
     times = (trajectory.sigmas / (scale + trajectory.sigmas)).float()
-    pair = [c[-1] * (1 - times[-1]) for c in (trajectory.latents, trajectory.partner)]
+    chains = trajectory.latents, trajectory.find(Coupled).partner
+    pair = [c[-1] * (1 - times[-1]) for c in chains]
     for i in range(STEPS):
         t, below = times[STEPS - i], times[STEPS - i - 1]
         for own in (0, 1) if i % 2 == 0 else (1, 0):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfy.conds import CONDCrossAttn
 from comfy.ldm.modules.attention import attention_pytorch
-from palimpsest.hosts.comfy.inversions.ddim import Picture
+from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.learning.gradients import OutOfMemory, gradients, trainable
 from palimpsest.hosts.comfy.learning.training import check_learned
 from palimpsest.hosts.comfy.loading.folder import load_folder
@@ -49,7 +49,8 @@ def under(session, embedding):
     """The negative branch alone, with an embedding in it."""
     (entry,) = session.target["negative"]
     inputs = entry["model_conds"] | {"c_crossattn": CONDCrossAttn(embedding)}
-    return session.recorder({"negative": [entry | {"model_conds": inputs}]}, None, negative=True)
+    negative = [entry | {"model_conds": inputs}]
+    return session.recorder({"negative": negative}, roles=("uncond",))
 
 
 def start_of(session):

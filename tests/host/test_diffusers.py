@@ -10,7 +10,7 @@ from palimpsest.hosts.diffusers.attention import hooked, transformer_blocks
 from palimpsest.hosts.diffusers.folder import load_folder
 from palimpsest.hosts.diffusers.prompt import Prompt, prompt_tokens
 from palimpsest.hosts.diffusers.unet import DiffusersUNet
-from palimpsest.pipelines.attention.bank import QKV
+from palimpsest.pipelines.attention.bank import NO_HOOKS, QKV, Hooks
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.denoiser import RowCount
 from palimpsest.pipelines.errors import PalimpsestError
@@ -110,7 +110,8 @@ def run(hook, prompts=(SOURCE,)):
     positive, *negative = (FOLDER.prompt(text) for text in prompts)
     cfg = 7.5 if negative else 1.0
     sigma = FOLDER.unet.sigmas[300]
-    return FOLDER.unet.denoiser(positive, *negative, cfg=cfg, hook=hook)(latents(), sigma)
+    hooks = NO_HOOKS if hook is None else Hooks(hook)
+    return FOLDER.unet.denoiser(positive, *negative, cfg=cfg, hooks=hooks)(latents(), sigma)
 
 
 def test_a_hook_that_changes_nothing_changes_nothing():
@@ -179,7 +180,7 @@ def test_the_network_is_left_as_it_was(hook):
 def test_hooks_may_lie_within_hooks():
     """The inner one is heard alone, and the outer one again after it."""
     unet, outer, inner = FOLDER.unet.unet, Spy(), Spy()
-    with hooked(unet, outer, ["cond"]):
+    with hooked(unet, Hooks(outer), ["cond"]):
         run(inner)
         assert inner.seen
         assert not outer.seen

@@ -14,6 +14,7 @@ from palimpsest.hosts.diffusers.prompt import Prompt
 from palimpsest.hosts.diffusers.unet import DiffusersUNet
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.denoiser import RowCount
+from palimpsest.pipelines.inversion.edict import Coupled
 from palimpsest.pipelines.schedule import vp_scale
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -86,7 +87,7 @@ def test_the_chains_are_the_published_recurrence_on_the_bare_network():
     double = replace(unet, unet=network)
     source, empty = (replace(p, embedding=p.embedding.double()) for p in (SOURCE, EMPTY))
     trajectory = invert_edict(double, latents().double(), source, empty, sigmas)
-    pair = [trajectory.latents[-1], trajectory.partner[-1]]
+    pair = [trajectory.latents[-1], trajectory.find(Coupled).partner[-1]]
     timesteps = list(range(700, -1, -100))
     alphas = unet.alphas_cumprod.double()
     pair = [x * alphas[700].sqrt() for x in pair]
@@ -109,8 +110,9 @@ def test_the_chains_are_the_published_recurrence_on_the_bare_network():
 
 def test_the_same_inversion_twice_has_the_same_bits():
     first, second = (invert_edict(FOLDER.unet, latents(), SOURCE, EMPTY, small()) for _ in "ab")
-    for name in ("latents", "partner", "guesses"):
-        assert torch.equal(getattr(first, name), getattr(second, name))
+    assert torch.equal(first.latents, second.latents)
+    for name in ("partner", "guesses"):
+        assert torch.equal(*(getattr(t.find(Coupled), name) for t in (first, second)))
 
 
 def test_pictures_of_a_batch_are_inverted_as_if_alone():
@@ -118,7 +120,8 @@ def test_pictures_of_a_batch_are_inverted_as_if_alone():
     for row in range(3):
         alone = invert_edict(FOLDER.unet, latents(3)[row : row + 1], SOURCE, EMPTY, small())
         assert relative(together.latents[:, row : row + 1], alone.latents) < 1e-5
-        assert relative(together.partner[:, row : row + 1], alone.partner) < 1e-5
+        partners = together.find(Coupled).partner, alone.find(Coupled).partner
+        assert relative(partners[0][:, row : row + 1], partners[1]) < 1e-5
 
 
 def test_sixty_percent_of_the_steps_run_one_source_row_per_evaluation_more():
@@ -151,7 +154,7 @@ def test_a_network_of_half_precision_gives_the_picture_back_bit_for_bit(dtype):
     unet = DiffusersUNet(folder.unet.unet.to(dtype), folder.alphas_cumprod)
     source, empty = half(SOURCE, dtype), half(EMPTY, dtype)
     trajectory = invert_edict(unet, latents(), source, empty, small(10))
-    assert trajectory.latents.dtype == trajectory.partner.dtype == torch.float32
+    assert trajectory.latents.dtype == trajectory.find(Coupled).partner.dtype == torch.float32
     done = unet.edit(trajectory, source, source, empty, cfg=3.0).run()
     assert torch.equal(done.latent, latents())
     exact = invert_edict(FOLDER.unet, latents(), SOURCE, EMPTY, small(10))
@@ -164,5 +167,5 @@ def test_the_picture_may_lie_above_the_lowest_level():
     trajectory = invert_edict(
         FOLDER.unet, latents() / vp_scale(sigmas[0]).float(), SOURCE, EMPTY, sigmas
     )
-    assert trajectory.recipe.rests == 1
+    assert trajectory.find(Coupled).rests == 1
     assert float(trajectory.sigmas[0]) == pytest.approx(0.029167, rel=1e-3)

@@ -13,9 +13,10 @@ from palimpsest.hosts.comfy.files.trajectories import (
     save_trajectory,
     trajectory_from_latents,
 )
-from palimpsest.hosts.comfy.inversions.ddim import Picture, invert_ddim
+from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.noise import noise_of_trajectory
 from palimpsest.hosts.comfy.inversions.noise_space import invert_noise
+from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.nodes.inversions.cyclediffusion import InvertCycleDiffusion
 from palimpsest.nodes.inversions.ddim import InvertDDIM

@@ -7,8 +7,9 @@ import pytest
 import torch
 from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest, edit
 from palimpsest.hosts.comfy.edits.guider import EditGuider
-from palimpsest.hosts.comfy.inversions.ddim import Picture, invert_ddim
+from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.negative_prompt import invert_negative_prompt
+from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.inversions.proximal import with_proximal
 from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.schedules import schedule
@@ -18,6 +19,8 @@ from palimpsest.hosts.diffusers import negative_prompt as diffusers_negative_pro
 from palimpsest.pipelines.correction import ADD_TARGET, DIRECT_INVERSION, UNCORRECTED, Correction
 from palimpsest.pipelines.denoiser import RowCount
 from palimpsest.pipelines.errors import PalimpsestError
+from palimpsest.pipelines.inversion.edict import Coupled
+from palimpsest.pipelines.inversion.negative_embedding import NegativeEmbedding
 from palimpsest.pipelines.proximal import Proximal
 from palimpsest.pipelines.trajectory import Recipe
 from palimpsest.tests.host import agree, flow
@@ -100,10 +103,11 @@ def in_diffusers(folder, wish, sigmas, scale):
         interpolation=wish.interpolation,
         rows=rows,
     )
-    recipe = replace(trajectory.recipe, proximal=wish.proximal)
+    if wish.proximal:
+        trajectory = trajectory.with_carried(wish.proximal)
     inverted = rows.rows
     edited = model.unet.edit(
-        replace(trajectory, recipe=recipe),
+        trajectory,
         source,
         target,
         negative,
@@ -177,26 +181,30 @@ def test_interpolation_1_is_the_edit_along_ddim(sd1):
     assert relative(edit(made)[0], edit(replace(made, trajectory=chain))[0]) < 1e-5
 
 
+def embedding_of(made):
+    """What stands for the negative in a request."""
+    return made.trajectory.find(NegativeEmbedding).embedding
+
+
 def test_only_above_interpolation_0_is_the_negative_read(sd1):
     wishes = [Wish(latent_for(sd1), negative=text) for text in ("a cat", "a dog on a mat")]
-    uncond = [wired(sd1, wish)[0].trajectory.uncond for wish in wishes]
-    assert torch.equal(*uncond)
-    uncond = [wired(sd1, replace(wish, interpolation=0.5))[0].trajectory.uncond for wish in wishes]
-    assert relative(*uncond) > 1e-3
+    assert torch.equal(*(embedding_of(wired(sd1, wish)[0]) for wish in wishes))
+    between = [replace(wish, interpolation=0.5) for wish in wishes]
+    assert relative(*(embedding_of(wired(sd1, wish)[0]) for wish in between)) > 1e-3
 
 
 def test_prompts_of_other_lengths_meet(sd1):
     long = "a cat on a mat " * 20  # two chunks of 77 tokens
     wish = Wish(latent_for(sd1), negative=long, interpolation=0.5, control=False)
     made, _ = wired(sd1, wish)
-    assert made.trajectory.uncond.shape[2] == made.negative[0][0].shape[1] > 77
+    assert embedding_of(made).shape[2] == made.negative[0][0].shape[1] > 77
     assert bool(torch.isfinite(edit(made)[0]).all())
 
 
 def test_the_inversion_twice_is_bit_identical(sd1):
-    first, second = (wired(sd1, Wish(latent_for(sd1)))[0].trajectory for _ in range(2))
-    assert torch.equal(first.latents, second.latents)
-    assert torch.equal(first.uncond, second.uncond)
+    first, second = (wired(sd1, Wish(latent_for(sd1)))[0] for _ in range(2))
+    assert torch.equal(first.trajectory.latents, second.trajectory.latents)
+    assert torch.equal(embedding_of(first), embedding_of(second))
 
 
 def test_a_batch_of_pictures_is_edited_as_its_pictures_are(sd1):
@@ -277,8 +285,8 @@ def test_the_model_is_left_as_it_was(sd1):
 def test_the_trajectory_is_not_changed_by_its_settings(sd1):
     made, _ = wired(sd1, Wish(latent_for(sd1)))
     limited = with_proximal(made.trajectory, STRONG)
-    assert made.trajectory.recipe.proximal is None
-    assert limited.recipe.proximal == STRONG
+    assert made.trajectory.find(Proximal) is None
+    assert limited.find(Proximal) == STRONG
     assert limited.latents is made.trajectory.latents
 
 
@@ -387,18 +395,16 @@ def test_guidance_that_another_node_has_replaced_is_refused(sd1):
     (rescaled,) = RescaleCFG().patch(sd1.model, 0.7)
     with pytest.raises(PalimpsestError, match=r"another node on the model \(RescaleCFG"):
         edit(replace(made, model=rescaled))
-    plain = replace(made.trajectory, recipe=replace(made.trajectory.recipe, proximal=None))
+    kept = tuple(c for c in made.trajectory.carried if not isinstance(c, Proximal))
+    plain = replace(made.trajectory, carried=kept)
+    assert plain.find(NegativeEmbedding) is not None
     edit(replace(made, model=rescaled, trajectory=plain))
 
 
 def test_two_coupled_chains_are_refused(sd1):
     made, _ = wired(sd1, Wish(latent_for(sd1)))
     chain = made.trajectory.latents
-    coupled = replace(
-        made.trajectory,
-        recipe=Recipe("edict", mixing=0.93),
-        partner=chain,
-        guesses=torch.stack([chain[1:], chain[1:]], 1),
-    )
+    pair = Coupled(chain, torch.stack([chain[1:], chain[1:]], 1), 0.93)
+    coupled = replace(made.trajectory, recipe=Recipe("edict"), carried=(pair,))
     with pytest.raises(PalimpsestError, match="EDICT has two that are coupled"):
         with_proximal(coupled, STRONG)

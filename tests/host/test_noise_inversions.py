@@ -8,8 +8,8 @@ from palimpsest.hosts.comfy.edits.cycle_sde import CycleRequest, cycle_sde
 from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest, edit
 from palimpsest.hosts.comfy.edits.guider import EditGuider
 from palimpsest.hosts.comfy.files.trajectories import load_trajectory, save_trajectory
-from palimpsest.hosts.comfy.inversions.ddim import Picture
 from palimpsest.hosts.comfy.inversions.noise_space import below_skip, invert_noise
+from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.hosts.comfy.words import prompt_tokens

@@ -8,8 +8,8 @@ import pytest
 import torch
 from palimpsest.hosts.comfy.edits.edit import EditRequest, edit
 from palimpsest.hosts.comfy.edits.guider import EditGuider
-from palimpsest.hosts.comfy.inversions.ddim import Picture
 from palimpsest.hosts.comfy.inversions.null_text import invert_null_text
+from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.hosts.diffusers import folder as diffusers_host
@@ -17,6 +17,7 @@ from palimpsest.hosts.diffusers.null_text import invert_null_text as invert_head
 from palimpsest.pipelines.correction import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.denoiser import RowCount
 from palimpsest.pipelines.errors import PalimpsestError
+from palimpsest.pipelines.inversion.negative_embedding import NegativeEmbedding
 from palimpsest.pipelines.inversion.null_text import NullText
 from palimpsest.pipelines.trajectory_file import from_tensors, to_tensors
 from palimpsest.tests.host import agree
@@ -96,7 +97,7 @@ def test_the_path_is_what_the_source_walks_under_its_embeddings(sd1):
     ends = trajectory.in_host_scale(trajectory.latents[0])
     assert relative(source, ends) < 1e-4
     # With the plain negative it ends elsewhere.
-    plain = replace(trajectory, uncond=None)
+    plain = replace(trajectory, carried=())
     assert relative(edit(replace(made, trajectory=plain))[1], ends) > 1e-3
 
 
@@ -115,7 +116,7 @@ def test_the_variants_differ_in_what_the_target_reads(sd1):
     }
     paths = [t.latents for t in made.values()]
     assert torch.equal(paths[0], paths[1]) and torch.equal(paths[0], paths[2])
-    assert made["null-latent"].uncond is None
+    assert made["null-latent"].find(NegativeEmbedding) is None
     edits = {variant: edit(edit_of(sd1, t))[0] for variant, t in made.items()}
     assert torch.equal(edits["source only"], edits["null-latent"])
     assert relative(edits["null-text"], edits["source only"]) > 1e-3
@@ -135,16 +136,19 @@ def test_an_edit_at_another_cfg_is_refused(sd1):
 def test_a_file_keeps_all_that_the_edit_needs(sd1):
     trajectory, _, _ = invert_null_text(picture_of(sd1), SETTINGS, variant="source only")
     tensors, about = to_tensors(trajectory)
-    assert about["palimpsest_trajectory"] == "2"
+    assert about["palimpsest_trajectory"] == "3"
     back = from_tensors(tensors, about, name="a file")
     assert back.recipe == trajectory.recipe
+    learned = [t.find(NegativeEmbedding) for t in (back, trajectory)]
+    assert learned[0].settings == learned[1].settings == {"rows": "source", "cfg": CFG}
     assert torch.equal(edit(edit_of(sd1, back))[0], edit(edit_of(sd1, trajectory))[0])
 
 
 def test_the_same_picture_twice_is_the_same_bit_for_bit(sd1):
     first, second = (invert_null_text(picture_of(sd1), SETTINGS)[0] for _ in range(2))
     assert torch.equal(first.latents, second.latents)
-    assert torch.equal(first.uncond, second.uncond)
+    learned = [t.find(NegativeEmbedding).embedding for t in (first, second)]
+    assert torch.equal(*learned)
 
 
 def test_pictures_of_a_batch_are_learned_as_if_alone(sd1):
@@ -165,7 +169,8 @@ def test_half_precision_learns_too(sd1, dtype):
     half = sd1.model.clone()
     half.set_model_compute_dtype(dtype)
     trajectory, _, learned = invert_null_text(picture_of(sd1, model=half), SETTINGS)
-    assert trajectory.uncond.dtype == trajectory.latents.dtype == torch.float32
+    embedding = trajectory.find(NegativeEmbedding).embedding
+    assert embedding.dtype == trajectory.latents.dtype == torch.float32
     assert learned.loss < 0.9 * before.loss
     full, _, _ = invert_null_text(picture_of(sd1), SETTINGS)
     learned_in_full = relative(untouched.latents, full.latents)

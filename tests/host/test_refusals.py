@@ -7,7 +7,8 @@ import pytest
 import torch
 from palimpsest.hosts.comfy.edits.edit import edit
 from palimpsest.hosts.comfy.files.trajectories import trajectory_from_latents
-from palimpsest.hosts.comfy.inversions.ddim import Picture, invert_ddim
+from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
+from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.refusals import refuse_noise_mask
 from palimpsest.hosts.comfy.schedules import schedule

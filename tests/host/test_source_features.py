@@ -9,7 +9,7 @@ import pytest
 import torch
 from palimpsest.benchmarks.golden import open_folder
 from palimpsest.hosts.comfy.edits.edit import edit
-from palimpsest.hosts.comfy.inversions.ddim import Picture, invert_ddim
+from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.features import (
     MIB,
     DiskStore,
@@ -17,6 +17,7 @@ from palimpsest.hosts.comfy.inversions.features import (
     feature_store,
     features_text,
 )
+from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.pipelines.attention.features import FeatureRecorder

@@ -9,7 +9,7 @@ import comfy.model_management
 import pytest
 import torch
 from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest, edit
-from palimpsest.hosts.comfy.inversions.ddim import Picture
+from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.inversions.style_diffusion import (
     encoded_tokens,
     invert_style_diffusion,
@@ -27,6 +27,7 @@ from palimpsest.pipelines.correction import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.denoiser import RowCount
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.image_tokens import fit_width, latent_tokens
+from palimpsest.pipelines.inversion.mapped_values import MappedValues
 from palimpsest.pipelines.inversion.style_diffusion import Fitting, rounds_per_step
 from palimpsest.pipelines.schedule import vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
@@ -61,6 +62,10 @@ def sd1(sd1_folder):
 @pytest.fixture(scope="module")
 def demo():
     return load_folder(WEIGHTS)
+
+
+def values_of(trajectory):
+    return trajectory.find(MappedValues).values
 
 
 def drawn(*shape, seed=0):
@@ -171,7 +176,7 @@ def test_the_headless_host_learns_what_the_published_loop_learns(headless_sd1, m
     for level, z in enumerate(reversed(path)):
         assert relative(made.latents[level] * vp_scale(sigmas[level]).float(), z) < LEARNED
     for level, (style, loss) in enumerate(zip(reversed(styles), reversed(losses), strict=True)):
-        assert relative(made.values[level], style) < MAPPED
+        assert relative(values_of(made)[level], style) < MAPPED
         assert fitted.losses[level] == pytest.approx(loss, rel=1e-2)
     assert rows.rows == 3 + 2 * 3 + 14
 
@@ -235,16 +240,17 @@ def test_both_hosts_learn_the_same(sd1_folder):
     theirs, other, rows = in_diffusers(folder, picture.samples, picture.levels, scale, fitting)
     assert spent.rows == rows == 3 + 2 * 3 + 7
     assert relative(made.latents, theirs.latents) < LEARNED
-    assert relative(made.values, theirs.values) < MAPPED
+    assert relative(values_of(made), values_of(theirs)) < MAPPED
     assert fitted.losses == pytest.approx(other.losses, rel=1e-2)
     assert torch.equal(made.origin, picture.samples)
     assert relative(made.image, theirs.image) < FLOAT32
-    assert (made.recipe.cfg, made.recipe.value_window) == (3.0, 0.5)
+    assert made.recipe.cfg == 3.0
+    assert made.find(MappedValues).settings == {"cfg": 3.0, "window": 0.5}
 
 
-def carrying(made, values, window=1.0):
+def carrying(made, values, window=1.0, cfg=3.0):
     """A trajectory with a mapping of its values."""
-    return replace(made, values=values, recipe=replace(made.recipe, value_window=window))
+    return made.with_carried(MappedValues(values, cfg, window))
 
 
 def request_along(loaded, trajectory, **changes):
@@ -347,7 +353,7 @@ def test_a_mapping_stands_beside_what_another_node_hooked_there(sd1):
     without = edit(request_along(sd1, carrying(plain, values), control=None))[0]
     # At cfg 1 only conditional rows run, and the two are one.
     at_one = [
-        edit(request_along(sd1, carrying(plain, v), model=m, control=None, cfg=1.0))[0]
+        edit(request_along(sd1, carrying(plain, v, cfg=1.0), model=m, control=None, cfg=1.0))[0]
         for v, m in ((values, model), (halved, sd1.model))
     ]
     assert relative(at_one[0], at_one[1]) < FLOAT32
@@ -385,7 +391,7 @@ def test_a_batch_is_learned_as_its_pictures_are(sd1):
 
 def test_the_same_inversion_twice_gives_the_same_bits(sd1):
     runs = [invert_style_diffusion(picture_of(sd1), Fitting(5, cfg=3.0))[0] for _ in range(2)]
-    assert torch.equal(runs[0].values, runs[1].values)
+    assert torch.equal(values_of(runs[0]), values_of(runs[1]))
     assert torch.equal(runs[0].latents, runs[1].latents)
 
 
@@ -463,10 +469,10 @@ def test_an_image_encoder_is_learned_from(encoders, sd1):
     fitting = Fitting(9, cfg=3.0, early_stop=0.0)
     seen, _, spent = invert_style_diffusion(picture_of(sd1), fitting, tokens=tokens)
     blind, _, _ = invert_style_diffusion(picture_of(sd1), fitting)
-    assert relative(seen.values, blind.values) > 0.01
+    assert relative(values_of(seen), values_of(blind)) > 0.01
     assert spent.rows == 3 + 2 * 3 + 9
     again, _, _ = invert_style_diffusion(picture_of(sd1), fitting, tokens=1.5 * tokens + 0.1)
-    assert relative(again.values, seen.values) > 1e-4
+    assert relative(values_of(again), values_of(seen)) > 1e-4
 
 
 def test_another_number_of_pictures_is_refused(sd1):
@@ -512,6 +518,7 @@ def test_an_interruption_is_felt_in_the_next_round(sd1, monkeypatch):
 def test_a_stored_trajectory_of_it_is_named_by_its_method(sd1):
     made, _, _ = invert_style_diffusion(picture_of(sd1), Fitting(3, cfg=3.0), value_window=0.8)
     assert isinstance(made, Trajectory)
-    expected = Recipe("style diffusion", "destination", cfg=3.0, value_window=0.8)
-    for name in ("method", "convention", "cfg", "value_window", "eta", "source_cfg"):
+    expected = Recipe("style diffusion", "destination", cfg=3.0)
+    for name in ("method", "convention", "cfg", "eta", "source_cfg"):
         assert getattr(made.recipe, name) == getattr(expected, name)
+    assert made.find(MappedValues).window == 0.8

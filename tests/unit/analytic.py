@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
+from palimpsest.pipelines.schedule import moment_at
 
 
 @dataclass(frozen=True)
@@ -81,3 +82,8 @@ def vp_step(noise, alpha, alpha_next, z):
 def distance(a, b):
     """The largest difference between two tensors."""
     return float((a - b).abs().max())
+
+
+def moment(step, steps):
+    """The beginning of a step of an edit of so many."""
+    return moment_at(geometric(steps), step)

@@ -15,6 +15,7 @@ from palimpsest.pipelines.correction import ADD_SOURCE, ADD_TARGET, DIRECT_INVER
 from palimpsest.pipelines.couplings import ddim
 from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
+from palimpsest.pipelines.kept_region import outside
 from palimpsest.pipelines.schedule import vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
 from palimpsest.tests.unit.analytic import Prompted, alpha_of, geometric, picture, vp_step
@@ -63,16 +64,19 @@ class Controlled:
 class Everywhere:
     """A control that reads at every step; what of it reaches the target is `Controlled`'s."""
 
-    def reads(self, site, tokens, step, steps):
+    def source_role(self, role):
+        return role
+
+    def reads(self, site, at):
         return False
 
-    def active(self, step, steps):
+    def active(self, at):
         return True
 
-    def kept(self, qkv):
+    def kept(self, site, qkv):
         return qkv
 
-    def terms(self, qkv, source, site, step, steps):
+    def terms(self, qkv, source, site, at):
         return (qkv,)
 
 
@@ -126,7 +130,7 @@ def test_add_target_is_the_published_recurrence(cfg):
         trajectory,
         Controlled(cfg).branches(),
         correction=ADD_TARGET,
-        bank=Bank(Everywhere(), STEPS),
+        bank=Bank(Everywhere()),
     ).run()
     source, target = published(trajectory, cfg, added={"target"}, controlled=True)
     assert relative(done.latent, target) < IDENTITY
@@ -167,9 +171,13 @@ def test_outside_a_mask_add_target_keeps_the_chain_bit_for_bit():
     mask = torch.zeros(1, 1, 3, 5)
     mask[..., :3] = 1
     trajectory = recorded(dtype=torch.float32)
-    bank = Bank(Everywhere(), STEPS)
+    bank = Bank(Everywhere())
     whole = Edit(
-        trajectory, Controlled(CFG).branches(), correction=ADD_TARGET, bank=bank, mask=mask
+        trajectory,
+        Controlled(CFG).branches(),
+        correction=ADD_TARGET,
+        bank=bank,
+        after=outside(mask, trajectory),
     )
     done = whole.run()
     assert torch.equal(done.latent[..., 3:], trajectory.origin[..., 3:])
@@ -225,7 +233,7 @@ def rows_of(correction, control=True):
     """Rows of 50 steps: inversion and edit."""
     spent = []
     texts = prompt("a red cat", 8), prompt("a blue cat", 8)
-    bank = Bank(rewrite_prompt(*texts), 50) if control else None
+    bank = Bank(rewrite_prompt(*texts)) if control else None
 
     def branch(rows, hook=None):
         def denoise(x, sigma):

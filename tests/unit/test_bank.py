@@ -3,11 +3,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 from palimpsest.pipelines.attention.bank import QKV, Bank, Site, attend
-from palimpsest.tests.unit.analytic import distance, picture
+from palimpsest.pipelines.schedule import moment_at
+from palimpsest.tests.unit.analytic import distance, geometric, picture
 from palimpsest.tests.unit.maps import attention
 
 HEADS = 2
 SELF, CROSS = Site("self", 0, "cond"), Site("cross", 3, "cond")
+AT = [moment_at(geometric(5), step) for step in range(5)]
 
 
 def qkv(batch, queries=6, keys=5, seed=0):
@@ -47,7 +49,7 @@ def test_every_part_is_asked_with_its_own_rows_and_place():
         whole, "cross", 7, ["uncond", "cond", "cond"], lambda *part: seen.append(part), Counting()
     )
     assert [site for site, _ in seen] == [
-        Site("cross", 7, role) for role in ("uncond", "cond", "cond")
+        Site("cross", 7, role, tokens=6) for role in ("uncond", "cond", "cond")
     ]
     for i, (_, part) in enumerate(seen):
         assert all(map(torch.equal, part, rows(whole, 2 * i, 2 * i + 2)))
@@ -90,21 +92,24 @@ class Borrow:
 
     end: int = 2
 
-    def reads(self, site, tokens, step, steps):
-        return self.active(step, steps) and site.role == "cond"
+    def source_role(self, role):
+        return "cond" if role == "cond" else None
 
-    def active(self, step, steps):
-        return step < self.end
+    def reads(self, site, at):
+        return self.active(at)
 
-    def kept(self, own):
+    def active(self, at):
+        return at.step < self.end
+
+    def kept(self, site, own):
         return QKV(None, None, own.v)
 
-    def terms(self, own, source, site, step, steps):
+    def terms(self, own, source, site, at):
         return (QKV(own.q, own.k, source.v),)
 
 
 def test_the_target_reads_what_the_source_left_at_the_same_place():
-    bank = Bank(Borrow(), steps=5)
+    bank = Bank(Borrow(), at=AT[0])
     source = {site: qkv(1, seed=i) for i, site in enumerate((SELF, CROSS))}
     for site, tensors in source.items():
         bank.record(site, tensors)
@@ -114,35 +119,35 @@ def test_the_target_reads_what_the_source_left_at_the_same_place():
 
 
 def test_recording_tells_the_host_to_leave_the_source_alone():
-    assert Bank(Borrow(), steps=5).record(SELF, qkv(1)) is None
+    assert Bank(Borrow(), at=AT[0]).record(SELF, qkv(1)) is None
 
 
 def test_what_no_one_reads_is_not_kept():
-    bank = Bank(Borrow(), steps=5)
+    bank = Bank(Borrow(), at=AT[0])
     bank.record(SELF._replace(role="uncond"), qkv(1))
     assert bank.empty
     assert bank.inject(SELF._replace(role="uncond"), qkv(1)) is None
-    bank.begin(2)
+    bank.begin(AT[2])
     bank.record(SELF, qkv(1))
     assert bank.empty
-    assert not bank.runs(2)
+    assert not bank.runs(AT[2])
     assert bank.inject(SELF, qkv(1)) is None
 
 
 def test_a_new_step_forgets_the_last_one():
-    bank = Bank(Borrow(), steps=5)
+    bank = Bank(Borrow(), at=AT[0])
     bank.record(SELF, qkv(1))
     assert not bank.empty
-    bank.begin(1)
+    bank.begin(AT[1])
     assert bank.empty
-    assert bank.runs(1)
+    assert bank.runs(AT[1])
     with pytest.raises(KeyError):  # never an old step's tensors: that would be a silent mistake
         bank.inject(SELF, qkv(1))
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_one_source_serves_a_batch_of_targets(batch):
-    bank = Bank(Borrow(), steps=5)
+    bank = Bank(Borrow(), at=AT[0])
     source = qkv(1)
     bank.record(SELF, source)
     (term,) = bank.inject(SELF, qkv(batch, seed=3))
@@ -150,7 +155,7 @@ def test_one_source_serves_a_batch_of_targets(batch):
 
 
 def test_every_image_of_a_batch_reads_its_own_source():
-    bank = Bank(Borrow(), steps=5)
+    bank = Bank(Borrow(), at=AT[0])
     source = qkv(2)
     bank.record(SELF, source)
     (term,) = bank.inject(SELF, qkv(4, seed=3))

@@ -99,7 +99,7 @@ def test_at_eta_zero_the_chain_is_ddim_inversion_and_no_noise_is_drawn():
     recorded = recorder(PerRow(source), eta=0.0, invert=invert).record(X0, None)
     assert torch.equal(recorded.latents, ddim(Prompted(SOURCE), X0, SIGMAS, scale=vp_scale))
     assert recorded.recipe == Recipe("ddim")
-    assert record(eta=0.5).recipe == Recipe("markov", eta=0.5)
+    assert record(eta=0.5).recipe == Recipe("markov", eta=0.5, strength=1.0)
 
 
 # --- nothing edited
@@ -305,7 +305,7 @@ def test_a_file_gives_the_guesses_back_bit_for_bit(tmp_path):
     back = read(file_of(recorded, tmp_path / "a.safetensors"))
     assert back.denoised.dtype == recorded.denoised.dtype
     assert torch.equal(back.denoised, recorded.denoised)
-    assert back.recipe == Recipe("markov", eta=1.0)
+    assert back.recipe == Recipe("markov", eta=1.0, strength=1.0)
 
 
 def test_a_file_without_guesses_reads(tmp_path):

@@ -10,10 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from palimpsest.pipelines.copy_paste import Brush, Move, Regions, copy_paste
-from palimpsest.pipelines.correction import CYCLE
 from palimpsest.pipelines.cycle_sde import Recorder
-from palimpsest.pipelines.drag import cells_of, check_mask, drag, plan
-from palimpsest.pipelines.editing import Branches, Edit
+from palimpsest.pipelines.drag import DragStep, cells_of, check_mask, drag, plan
+from palimpsest.pipelines.editing import Branches
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.noise import seeded
 from palimpsest.pipelines.points import DragPoints
@@ -252,6 +251,8 @@ def dragged(
     eta=1.0,
     steps=STEPS,
     mask=None,
+    mask_start=True,
+    regions=None,
     sigmas=SIGMAS,
     **options,
 ):
@@ -262,9 +263,7 @@ def dragged(
         x0,
         steps,
         record=lambda x: how.record(x, draw),
-        edit=lambda trajectory: Edit(trajectory, branches, CYCLE, eta, mask=mask),
-        brush=Brush(2),
-        draw=draw,
+        step=DragStep(branches, eta, Brush(2), draw, mask, regions, mask_start),
         **options,
     )
 

@@ -6,9 +6,17 @@ import pytest
 import torch
 from palimpsest.pipelines.attention.bank import QKV, Bank, Site
 from palimpsest.pipelines.errors import PalimpsestError
-from palimpsest.pipelines.inversion.edict import CoupledEdit, Pair, couple, drop_rests, mix, unmix
-from palimpsest.pipelines.schedule import flow_scale, vp_scale
-from palimpsest.pipelines.trajectory import Recipe, Trajectory
+from palimpsest.pipelines.inversion.edict import (
+    Coupled,
+    CoupledEdit,
+    Pair,
+    couple,
+    drop_rests,
+    mix,
+    unmix,
+)
+from palimpsest.pipelines.schedule import FLOW, VP, vp_scale
+from palimpsest.pipelines.trajectory import Trajectory
 from palimpsest.pipelines.trajectory_file import from_tensors, to_tensors
 from palimpsest.tests.unit.analytic import Prompted, alpha_of, geometric, picture, vp_step
 
@@ -29,17 +37,22 @@ def levels(steps=STEPS, low=0.03):
     return geometric(steps + 1, low=low)[1:]
 
 
-def inverted(x0=X0, sigmas=None, source=None, mixing=MIXING, scale=vp_scale, rests=0):
+def inverted(x0=X0, sigmas=None, source=None, mixing=MIXING, family=VP, rests=0):
     sigmas = levels() if sigmas is None else sigmas
     source = source or Prompted(SOURCE, CFG)
-    x, y, guesses = couple(source, x0, sigmas, scale=scale, mixing=mixing)
-    recipe = Recipe("edict", cfg=CFG, mixing=mixing, rests=rests)
-    return Trajectory(x, sigmas, x0, recipe, partner=y, guesses=guesses)
+    made = couple(source, x0, sigmas, family=family, mixing=mixing, rests=rests)
+    recipe = replace(made.recipe, cfg=CFG)
+    return Trajectory(made.latents, sigmas, x0, recipe, carried=made.carried)
+
+
+def other(trajectory):
+    """The chain y of a trajectory, and what goes with it."""
+    return trajectory.find(Coupled)
 
 
 def edit(trajectory=None, target=None, **options):
     trajectory, target = trajectory or inverted(), target or Prompted(TARGET, CFG)
-    return CoupledEdit(trajectory, target, vp_scale, **options)
+    return CoupledEdit(trajectory, other(trajectory), target, vp_scale, **options)
 
 
 # -- the published loops, in variance-preserving latents and cumulative alphas ---------------------
@@ -80,7 +93,7 @@ def test_the_inversion_is_the_published_one(steps, mixing):
     sigmas = levels(steps)
     ours = inverted(sigmas=sigmas, mixing=mixing)
     z = published_up(Prompted(SOURCE, CFG), X0 * vp_scale(sigmas[0]), sigmas, mixing)
-    for chain, theirs in zip((ours.latents, ours.partner), z, strict=True):
+    for chain, theirs in zip((ours.latents, other(ours).partner), z, strict=True):
         assert relative(chain[-1] * vp_scale(sigmas[-1]), theirs) < IDENTITY
 
 
@@ -88,7 +101,7 @@ def test_the_inversion_is_the_published_one(steps, mixing):
 def test_the_edit_is_the_published_one(steps):
     sigmas, target = levels(steps), Prompted(TARGET, 5.0)
     trajectory = inverted(sigmas=sigmas)
-    top = Pair(trajectory.latents[-1], trajectory.partner[-1])
+    top = Pair(trajectory.latents[-1], other(trajectory).partner[-1])
     theirs = published_down(target, [t * vp_scale(sigmas[-1]) for t in top], sigmas)
     ours = edit(trajectory, Prompted(TARGET, 5.0)).walk()
     for chain, z in zip(ours, theirs, strict=True):
@@ -142,8 +155,11 @@ def test_on_a_flow_model_the_steps_are_those_of_its_own_coordinates(steps):
     def in_x(x, sigma):
         return x - sigma * model.noise(x / (1 + sigma), sigma)
 
-    trajectory = inverted(sigmas=sigmas, source=in_x, scale=flow_scale)
-    pair = [trajectory.latents[-1] * (1 - times[-1]), trajectory.partner[-1] * (1 - times[-1])]
+    trajectory = inverted(sigmas=sigmas, source=in_x, family=FLOW)
+    pair = [
+        trajectory.latents[-1] * (1 - times[-1]),
+        other(trajectory).partner[-1] * (1 - times[-1]),
+    ]
     for i in range(steps):
         t, below = times[steps - i], times[steps - i - 1]
         for latent in (0, 1) if i % 2 == 0 else (1, 0):
@@ -163,7 +179,7 @@ def test_the_inverse_is_exact_for_the_plain_recurrence_too():
     """From the top, without the recorded guesses, in float64: what the chain is for."""
     sigmas = levels(40)
     trajectory = inverted(sigmas=sigmas)
-    top = [t[-1] * vp_scale(sigmas[-1]) for t in (trajectory.latents, trajectory.partner)]
+    top = [t[-1] * vp_scale(sigmas[-1]) for t in (trajectory.latents, other(trajectory).partner)]
     x, y = published_down(Prompted(SOURCE, CFG), top, sigmas)
     assert relative(x / vp_scale(sigmas[0]), X0) < 1e-10
     assert relative(y / vp_scale(sigmas[0]), X0) < 1e-10
@@ -190,7 +206,10 @@ def test_an_unedited_picture_comes_back_bit_for_bit_however_chaotic_the_network(
     assert torch.equal(done.latent, x0)
     assert torch.equal(done.source, x0)
     # The recurrence alone does not come back: what is tested here is not trivial.
-    top = [t[-1] * vp_scale(sigmas[-1]).float() for t in (trajectory.latents, trajectory.partner)]
+    top = [
+        t[-1] * vp_scale(sigmas[-1]).float()
+        for t in (trajectory.latents, other(trajectory).partner)
+    ]
     chaos = Chaotic()
     chaos.noise = lambda z, _: torch.sin(40 * z.half()).float()
     plain, _ = published_down(chaos, top, sigmas.clamp(min=1e-9))
@@ -200,7 +219,7 @@ def test_an_unedited_picture_comes_back_bit_for_bit_however_chaotic_the_network(
 def test_an_edit_that_starts_elsewhere_is_the_published_one_from_there():
     sigmas, trajectory = levels(), inverted()
     start = trajectory.start + 0.1
-    pair = [t * vp_scale(sigmas[-1]) for t in (start, trajectory.partner[-1])]
+    pair = [t * vp_scale(sigmas[-1]) for t in (start, other(trajectory).partner[-1])]
     x, _ = published_down(Prompted(TARGET, CFG), pair, sigmas)
     ours = edit(trajectory).run(start=start).latent
     assert relative(ours * vp_scale(sigmas[0]), x) < IDENTITY
@@ -221,7 +240,7 @@ def test_pictures_of_a_batch_do_not_meet():
     for row in range(len(X0)):
         alone = inverted(X0[row : row + 1])
         assert relative(whole.latents[:, row : row + 1], alone.latents) < IDENTITY
-        assert relative(whole.partner[:, row : row + 1], alone.partner) < IDENTITY
+        assert relative(other(whole).partner[:, row : row + 1], other(alone).partner) < IDENTITY
 
 
 def test_outside_the_mask_the_picture_stays_bit_for_bit():
@@ -244,16 +263,19 @@ class Window:
 
     until: int
 
-    def active(self, step, steps):
-        return step < self.until
+    def source_role(self, role):
+        return role
 
-    def reads(self, site, tokens, step, steps):
-        return self.active(step, steps)
+    def active(self, at):
+        return at.step < self.until
 
-    def kept(self, qkv):
-        return qkv
+    def reads(self, site, at):
+        return self.active(at)
 
-    def terms(self, qkv, source, site, step, steps):
+    def kept(self, site, own):
+        return own
+
+    def terms(self, own, source, site, at):
         return (source,)
 
 
@@ -274,7 +296,7 @@ class Attending:
 
 
 def controlled(trajectory, until, record_at):
-    bank = Bank(Window(until), trajectory.steps)
+    bank = Bank(Window(until))
     target = Attending(TARGET, bank.inject)
     record = Attending(SOURCE, bank.record)
     return edit(trajectory, target, bank=bank, record=record, record_at=record_at)
@@ -312,7 +334,7 @@ def test_what_a_control_reads_is_the_source_of_the_same_evaluation():
     trajectory = inverted(source=source)
     ours = controlled(trajectory, STEPS, "chain").walk()
     seen, sigmas = source.seen[::-1], levels()
-    pair = [trajectory.latents[-1], trajectory.partner[-1]]
+    pair = [trajectory.latents[-1], other(trajectory).partner[-1]]
     for i in range(STEPS):
         sigma, below = sigmas[STEPS - i], sigmas[STEPS - i - 1]
         for latent in (0, 1) if i % 2 == 0 else (1, 0):
@@ -332,7 +354,7 @@ def test_every_step_evaluates_twice_each_way_and_tells_once():
     source, target = Prompted(SOURCE, CFG), Prompted(TARGET, CFG)
     told = []
     trajectory = inverted(source=source)
-    couple(Prompted(SOURCE, CFG), X0, levels(), scale=vp_scale, on_step=lambda *a: told.append(a))
+    couple(Prompted(SOURCE, CFG), X0, levels(), family=VP, on_step=lambda *a: told.append(a))
     assert [t[0] for t in told] == list(range(1, STEPS + 1))
     for (_, x, _), recorded in zip(told, trajectory.latents[1:], strict=True):
         assert torch.equal(x, recorded)
@@ -362,26 +384,29 @@ def test_levels_that_do_not_rise_are_refused():
 @pytest.mark.parametrize("name", ["partner", "guesses"])
 def test_half_of_a_pair_of_chains_is_refused(name):
     with pytest.raises(PalimpsestError, match="coupled chains are"):
-        replace(inverted(), **{name: None})
+        made = inverted()
+        made.with_carried(replace(other(made), **{name: None}))
 
 
 @pytest.mark.parametrize("name", ["partner", "guesses"])
 def test_chains_of_another_length_are_refused(name):
     trajectory = inverted()
+    coupled = other(trajectory)
     with pytest.raises(PalimpsestError, match="coupled chains are"):
-        replace(trajectory, **{name: getattr(trajectory, name)[1:]})
+        trajectory.with_carried(replace(coupled, **{name: getattr(coupled, name)[1:]}))
 
 
 def test_coupled_chains_without_their_mixing_are_refused():
     trajectory = inverted()
     with pytest.raises(PalimpsestError, match=r"mixing of the trajectory's .* is 0\.0"):
-        replace(trajectory, recipe=Recipe("edict"))
+        trajectory.with_carried(replace(other(trajectory), mixing=0.0))
 
 
 def test_a_file_holds_both_chains_and_edits_the_same():
     trajectory = inverted(X0.float(), rests=1)
     tensors, about = to_tensors(trajectory)
-    assert about["palimpsest_trajectory"] == "2"
+    assert about["palimpsest_trajectory"] == "3"
     again = from_tensors(tensors, about, name="edict")
     assert again.recipe == trajectory.recipe
+    assert (other(again).mixing, other(again).rests) == (MIXING, 1)
     assert torch.equal(edit(again).run().latent, edit(trajectory).run().latent)

@@ -19,6 +19,7 @@ from palimpsest.pipelines.couplings import ddim
 from palimpsest.pipelines.denoiser import RowCount
 from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
+from palimpsest.pipelines.kept_region import outside
 from palimpsest.pipelines.schedule import step_down, vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
 from palimpsest.tests.unit.analytic import Prompted, alpha_of, distance, geometric, picture, vp_step
@@ -46,8 +47,10 @@ def branches(cfg=CFG, target=TARGET):
     return Branches(target=Prompted(target, cfg), source=Prompted(SOURCE, cfg))
 
 
-def edit(trajectory=None, made=None, **options):
-    return Edit(trajectory or recorded(), made or branches(), **options)
+def edit(trajectory=None, made=None, mask=None, **options):
+    trajectory = trajectory or recorded()
+    kept = outside(mask, trajectory)
+    return Edit(trajectory, made or branches(), after=kept, **options)
 
 
 def relative(a, b):
@@ -325,7 +328,7 @@ class Rows:
     def branch(self, name, rows, hook):
         def denoise(x, sigma):
             self.spent.add(rows)
-            self.seen.append((self.bank.step if self.bank else None, name))
+            self.seen.append((self.bank.at.step if self.bank and self.bank.at else None, name))
             if hook is not None:
                 hook(Site("self", 0, "cond"), QKV(*torch.zeros(3, 1, 4, 2)))
                 hook(Site("cross", 0, "cond"), QKV(*torch.zeros(3, 1, 8, 2)))
@@ -345,7 +348,7 @@ class Rows:
 def rows_of(correction, *, steps=50, control=True, keep_source=False, **windows):
     """Rows of inversion and edit, and what each step runs."""
     texts = prompt("a red cat", 8), prompt("a blue cat", 8)
-    bank = Bank(rewrite_prompt(*texts, **windows), steps) if control else None
+    bank = Bank(rewrite_prompt(*texts, **windows)) if control else None
     rows = Rows(bank)
     sigmas = geometric(steps)
     latents = ddim(rows.branch("inversion", 1, None), X0[:1], sigmas, scale=vp_scale)
@@ -418,7 +421,7 @@ def test_the_source_runs_before_the_target_of_its_step_at_its_own_latent():
     for correction in (DIRECT_INVERSION, UNCORRECTED):
         trajectory, met = recorded(), []
         texts = prompt("a red cat", 8), prompt("a blue cat", 8)
-        bank = Bank(rewrite_prompt(*texts, self_window=(0.0, 1.0)), STEPS)
+        bank = Bank(rewrite_prompt(*texts, self_window=(0.0, 1.0)))
 
         def record(x, sigma, met=met):
             met.append(x)

@@ -8,7 +8,7 @@ from palimpsest.pipelines.attention.bank import QKV, Bank, Site
 from palimpsest.pipelines.attention.features import FeatureRecorder
 from palimpsest.pipelines.couplings import ddim
 from palimpsest.pipelines.editing import Branches, Edit
-from palimpsest.pipelines.schedule import vp_scale
+from palimpsest.pipelines.schedule import moment_at, vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
 from palimpsest.tests.unit.analytic import Prompted, geometric, picture
 from palimpsest.tests.unit.test_bank import CROSS, SELF, Borrow
@@ -77,8 +77,8 @@ def test_what_is_kept_of_a_step_was_seen_at_the_chain_itself(refinement):
 
 def test_the_noisiest_step_is_not_served():
     chain, *_ = invert(Borrow(end=STEPS), refinement=2)
-    assert not chain.features.serve(Borrow(end=STEPS), 0, chain.steps)
-    assert chain.features.serve(Borrow(end=STEPS), 1, chain.steps)
+    assert not chain.features.serve(Borrow(end=STEPS), moment_at(chain.sigmas, 0))
+    assert chain.features.serve(Borrow(end=STEPS), moment_at(chain.sigmas, 1))
 
 
 def test_only_the_steps_of_the_window_are_kept_and_the_room_is_known_exactly():
@@ -105,8 +105,8 @@ def test_without_room_nothing_is_kept_and_the_need_is_told():
 
 def test_a_control_that_reads_more_than_was_kept_is_not_served():
     chain, *_ = invert(Borrow(end=3))
-    assert not chain.features.serve(Borrow(end=4), 3, chain.steps)
-    assert chain.features.serve(Borrow(end=4), 2, chain.steps)
+    assert not chain.features.serve(Borrow(end=4), moment_at(chain.sigmas, 3))
+    assert chain.features.serve(Borrow(end=4), moment_at(chain.sigmas, 2))
 
 
 def test_an_edit_runs_its_source_only_where_features_lack():
@@ -122,7 +122,7 @@ def test_an_edit_runs_its_source_only_where_features_lack():
 
     record = Counted()
     branches = Branches(Prompted(-0.7, 3.0), Prompted(0.4, 3.0), record)
-    bank = Bank(Borrow(end=4), chain.steps, chain.features)
+    bank = Bank(Borrow(end=4), chain.features)
     assert Edit(chain, branches, bank=bank).source_rows == ["recorded"] + ["none"] * (STEPS - 1)
     Edit(chain, branches, bank=bank).run()
     assert record.calls == 1
@@ -130,12 +130,12 @@ def test_an_edit_runs_its_source_only_where_features_lack():
 
 def test_the_bank_hands_out_the_kept_features_of_its_step():
     chain, *_ = invert(Borrow(end=4))
-    bank = Bank(Borrow(end=4), chain.steps, chain.features)
+    bank = Bank(Borrow(end=4), chain.features)
     site = Site("self", SELF.layer, "cond")
     like = torch.zeros_like(chain.latents[0].flatten(2))
     for step in (1, 2, 3):
-        bank.begin(step)
+        bank.begin(moment_at(chain.sigmas, step))
         (term,) = bank.inject(site, QKV(like, like, like))
         assert torch.equal(term.v, chain.latents[chain.steps - step].flatten(2))
-    bank.begin(4)
+    bank.begin(moment_at(chain.sigmas, 4))
     assert bank.empty

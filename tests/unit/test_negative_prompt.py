@@ -8,7 +8,9 @@ from palimpsest.pipelines.correction import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.couplings import ddim
 from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
+from palimpsest.pipelines.inversion.negative_embedding import NegativeEmbedding
 from palimpsest.pipelines.inversion.negative_prompt import match_tokens, negative_prompt, slerp
+from palimpsest.pipelines.lending import Asked
 from palimpsest.pipelines.schedule import vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
 from palimpsest.pipelines.trajectory_file import from_tensors, to_tensors
@@ -104,6 +106,18 @@ def text(prompt):
     return torch.full((1, 1, 1), prompt, dtype=torch.float64)
 
 
+def embedding_of(trajectory):
+    return trajectory.find(NegativeEmbedding).embedding
+
+
+def stands_for_it(trajectory, sigma):
+    """What both rows of an edit are shown in the place of the negative prompt at a level."""
+    carried = trajectory.find(NegativeEmbedding)
+    source, target = carried.asked(trajectory, Asked("source"), Asked("target"))
+    assert torch.equal(source.negative(sigma), target.negative(sigma))
+    return target.negative(sigma)
+
+
 def made(interpolation=0.0):
     # A second channel, or two numbers on a line would have no angle.
     source, null = (torch.cat([text(p), text(1.0)], -1) for p in (SOURCE, 0.1))
@@ -112,8 +126,10 @@ def made(interpolation=0.0):
 
 def test_the_embedding_of_the_source_stands_for_the_negative_one():
     trajectory = negative_prompt(chain(), text(SOURCE))
-    assert trajectory.uncond.shape == (1, 1, 1, 1)
-    assert float(trajectory.uncond_at(trajectory.sigmas[3])) == SOURCE
+    carried = trajectory.find(NegativeEmbedding)
+    assert carried.embedding.shape == (1, 1, 1, 1)
+    assert (carried.rows, carried.cfg) == ("both", None)
+    assert float(stands_for_it(trajectory, trajectory.sigmas[3])) == SOURCE
     assert trajectory.recipe.method == "negative-prompt"
     assert trajectory.recipe.rows == 8
     assert torch.equal(trajectory.latents, chain().latents)
@@ -123,13 +139,13 @@ def test_only_at_interpolation_0_is_the_sources_guidance_none():
     assert made(0.0).recipe.source_cfg == 1.0
     assert made(0.5).recipe.source_cfg is None
     assert made(1.0).recipe.source_cfg is None
-    assert distance(made(1.0).uncond, torch.tensor([[[[0.1, 1.0]]]])) < 1e-8
+    assert distance(embedding_of(made(1.0)), torch.tensor([[[[0.1, 1.0]]]])) < 1e-8
 
 
 def test_a_file_keeps_the_embedding():
     tensors, about = to_tensors(made(0.25))
     back = from_tensors(tensors, about, name="a")
-    assert torch.equal(back.uncond, made(0.25).uncond)
+    assert torch.equal(embedding_of(back), embedding_of(made(0.25)))
     assert back.recipe == made(0.25).recipe
 
 
@@ -152,7 +168,7 @@ def under(trajectory, prompt, cfg):
     model = Prompted(prompt)
 
     def denoise(x, sigma):
-        z, negative = x * vp_scale(sigma), float(trajectory.uncond_at(sigma).flatten()[0])
+        z, negative = x * vp_scale(sigma), float(stands_for_it(trajectory, sigma).flatten()[0])
         cond, uncond = (model._noise(z, sigma, p) for p in (prompt, negative))
         return x - sigma * (uncond + cfg * (cond - uncond))
 

@@ -6,6 +6,7 @@ from palimpsest.pipelines.attention.bank import QKV, Bank, Site, attend
 from palimpsest.pipelines.attention.prompt_batch import PromptBatch, rewrite_prompts
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.errors import PalimpsestError
+from palimpsest.tests.unit.analytic import moment
 from palimpsest.tests.unit.prompts import prompt
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -46,8 +47,8 @@ def test_every_row_is_what_its_prompt_gives_alone(kind, keys, step):
     target = qkv(len(TARGETS), 16, keys, seed=2)
 
     def controlled(control, own):
-        bank = Bank(control, STEPS)
-        bank.begin(step)
+        bank = Bank(control)
+        bank.begin(moment(step, STEPS))
         bank.record(site, source)
         return attend(own, kind, 0, ["cond"], bank.inject, sdpa)
 
@@ -59,8 +60,10 @@ def test_every_row_is_what_its_prompt_gives_alone(kind, keys, step):
 
 def test_the_batch_runs_the_source_as_long_as_any_prompt_reads_it():
     batch = rewrite_prompts(SOURCE, TARGETS, **WISHES)
-    active = [batch.active(step, STEPS) for step in range(STEPS)]
-    assert active == [any(alone(t).active(step, STEPS) for t in TARGETS) for step in range(STEPS)]
+    active = [batch.active(moment(step, STEPS)) for step in range(STEPS)]
+    assert active == [
+        any(alone(t).active(moment(step, STEPS)) for t in TARGETS) for step in range(STEPS)
+    ]
 
 
 def test_a_weight_acts_where_its_word_is_and_must_be_somewhere():
@@ -73,7 +76,7 @@ def test_a_weight_acts_where_its_word_is_and_must_be_somewhere():
 def test_another_number_of_rows_than_prompts_is_refused():
     batch = rewrite_prompts(SOURCE, TARGETS)
     with pytest.raises(PalimpsestError, match="for 3 target prompts, 2 rows are edited"):
-        batch.terms(qkv(2, 16, 16, 1), qkv(2, 16, 16, 2), Site("self", 0, "cond"), 0, STEPS)
+        batch.terms(qkv(2, 16, 16, 1), qkv(2, 16, 16, 2), Site("self", 0, "cond"), moment(0, STEPS))
 
 
 def test_a_source_of_another_length_is_read_by_all_rows_or_by_none():
@@ -81,7 +84,7 @@ def test_a_source_of_another_length_is_read_by_all_rows_or_by_none():
     site, own, source = Site("cross", 0, "cond"), qkv(2, 16, 77, 1), qkv(2, 16, 154, 2)
     long = prompt("a red heart on grass", length=154)
     both = [rewrite_prompt(long, t, cross_window=w) for t, w in zip(TARGETS, WINDOWS, strict=False)]
-    terms = PromptBatch((both[0], both[0])).terms(own, source, site, 0, STEPS)
+    terms = PromptBatch((both[0], both[0])).terms(own, source, site, moment(0, STEPS))
     assert [term.k.shape[1] for term in terms] == [154]
     with pytest.raises(PalimpsestError, match="have 77 and 154 tokens"):
-        PromptBatch(tuple(both)).terms(own, source, site, 0, STEPS)
+        PromptBatch(tuple(both)).terms(own, source, site, moment(0, STEPS))

@@ -10,7 +10,7 @@ from palimpsest.pipelines.attention.bank import QKV, Bank, Site, attend
 from palimpsest.pipelines.attention.prompt_to_prompt import cross_windows, rewrite_prompt
 from palimpsest.pipelines.attention.tokens import positions_of
 from palimpsest.pipelines.errors import PalimpsestError
-from palimpsest.tests.unit.analytic import distance, picture
+from palimpsest.tests.unit.analytic import distance, moment, picture
 from palimpsest.tests.unit.maps import Refine, Replace, Reweight, attention, controlled, cross_alpha
 from palimpsest.tests.unit.prompts import prompt
 
@@ -49,8 +49,8 @@ def pair(value):
 
 def ours(control, step, target, source, heads, site=CROSS):
     """The cond rows of one call, as a host makes them: record, then inject."""
-    bank = Bank(control, STEPS)
-    bank.begin(step)
+    bank = Bank(control)
+    bank.begin(moment(step, STEPS))
     bank.record(site, source)
     sdpa = lambda term: attention(term, heads)
     return attend(target, site.kind, site.layer, [site.role], bank.inject, sdpa)
@@ -265,8 +265,10 @@ def test_the_self_window_counts_steps(window, steps, open_steps):
     control = rewrite_prompt(
         *described(PAIRS["equal"]), self_window=window, cross_window=(0.0, 0.0)
     )
-    assert [s for s in range(steps) if control.reads(SELF, 9, s, steps)] == list(open_steps)
-    assert [s for s in range(steps) if control.active(s, steps)] == list(open_steps)
+    assert [
+        s for s in range(steps) if control.reads(SELF._replace(tokens=9), moment(s, steps))
+    ] == list(open_steps)
+    assert [s for s in range(steps) if control.active(moment(s, steps))] == list(open_steps)
 
 
 @pytest.mark.parametrize(
@@ -285,21 +287,23 @@ def test_the_cross_window_counts_one_row_more_than_steps(window, steps, open_ste
     control = rewrite_prompt(
         *described(PAIRS["equal"]), self_window=(0.0, 0.0), cross_window=pair(window)
     )
-    assert [s for s in range(steps) if control.reads(CROSS, 9, s, steps)] == list(open_steps)
-    assert [s for s in range(steps) if control.active(s, steps)] == list(open_steps)
+    assert [
+        s for s in range(steps) if control.reads(CROSS._replace(tokens=9), moment(s, steps))
+    ] == list(open_steps)
+    assert [s for s in range(steps) if control.active(moment(s, steps))] == list(open_steps)
 
 
 @pytest.mark.parametrize("pixels", [1, 16**2, 32**2, 32**2 + 1, 64**2])
 def test_large_feature_maps_keep_their_own_self_attention(pixels):
     control = rewrite_prompt(*described(PAIRS["equal"]))
-    assert control.reads(SELF, pixels, 0, STEPS) == (pixels <= 1024)
-    assert control.reads(CROSS, pixels, 0, STEPS)
+    assert control.reads(SELF._replace(tokens=pixels), moment(0, STEPS)) == (pixels <= 1024)
+    assert control.reads(CROSS._replace(tokens=pixels), moment(0, STEPS))
 
 
 @pytest.mark.parametrize("site", [SELF, CROSS])
 def test_the_unconditional_row_is_never_touched(site):
     control = rewrite_prompt(*described(PAIRS["equal"]))
-    bank = Bank(control, STEPS)
+    bank = Bank(control, at=moment(0, STEPS))
     uncond = site._replace(role="uncond")
     bank.record(uncond, qkv())
     assert bank.empty
@@ -308,8 +312,8 @@ def test_the_unconditional_row_is_never_touched(site):
 
 @pytest.mark.parametrize("site", [SELF, CROSS])
 def test_after_its_windows_the_control_is_idle(site):
-    bank = Bank(rewrite_prompt(*described(PAIRS["equal"])), STEPS)
-    bank.begin(STEPS - 1)
+    bank = Bank(rewrite_prompt(*described(PAIRS["equal"])))
+    bank.begin(moment(STEPS - 1, STEPS))
     bank.record(site, qkv())
     assert bank.empty
     assert bank.inject(site, qkv()) is None
@@ -317,9 +321,9 @@ def test_after_its_windows_the_control_is_idle(site):
 
 def test_a_fully_replaced_prompt_needs_one_term_only():
     control = rewrite_prompt(*described(PAIRS["equal"]), mode="replace")
-    assert len(control.terms(qkv(), qkv(seed=4), CROSS, 0, STEPS)) == 1
+    assert len(control.terms(qkv(), qkv(seed=4), CROSS, moment(0, STEPS))) == 1
     halfway = rewrite_prompt(*described(PAIRS["more"]), mode="refine")
-    assert len(halfway.terms(qkv(), qkv(seed=4), CROSS, 0, STEPS)) == 2
+    assert len(halfway.terms(qkv(), qkv(seed=4), CROSS, moment(0, STEPS))) == 2
 
 
 # -- making a control ----------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Proximal guidance beside the published code, restated here in its own coordinates."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 from palimpsest.pipelines.correction import ADD_TARGET, DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.couplings import ddim
 from palimpsest.pipelines.denoiser import guide, noise_of
-from palimpsest.pipelines.editing import Branches, Edit
+from palimpsest.pipelines.edit_along import edit_along
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.proximal import (
     THRESHOLDS,
     Proximal,
-    ProximalGuidance,
     changed_cells,
-    check_guided,
     shrink,
 )
+from palimpsest.pipelines.rows import Rows
 from palimpsest.pipelines.schedule import flow_scale, sigma_from_t, vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
 from palimpsest.pipelines.trajectory_file import FORMAT, from_tensors, to_tensors
@@ -63,7 +62,7 @@ def test_the_released_l1_turns_the_sign_of_a_small_negative_difference():
 def test_where_nothing_is_below_the_threshold_guidance_is_plain(name):
     cond, uncond = picture(seed=1), picture(seed=2)
     sigma = torch.tensor(3.0, dtype=torch.float64)
-    ours = ProximalGuidance(Proximal(name, quantile=0.0, pull=0.0)).mix(cond, uncond, CFG, sigma)
+    ours = Proximal(name, quantile=0.0, pull=0.0).mix(cond, uncond, CFG, sigma)
     # The smallest difference is the threshold itself, and lost by all but the hard one.
     least = float((cond - uncond).abs().flatten(1).min(1).values.max())
     assert distance(ours, guide(cond, uncond, CFG)) <= 2 * CFG * least * (1 + IDENTITY)
@@ -99,7 +98,7 @@ def test_a_number_means_the_same_noise_in_every_model_family():
     noises = {name: picture(1, 4, 3, 5, seed=s) for name, s in (("cond", 1), ("uncond", 2))}
     d = noises["cond"] - noises["uncond"]
     expected = noises["uncond"] + cfg * d * (d.abs() > lam)
-    guidance = ProximalGuidance(Proximal("hard", fixed=lam))
+    guidance = Proximal("hard", fixed=lam)
     # eps: D = x - sigma n.
     x, sigma = picture(1, 4, 3, 5, seed=3), torch.tensor(2.5, dtype=torch.float64)
     guesses = {name: x - sigma * n for name, n in noises.items()}
@@ -116,7 +115,7 @@ def test_a_number_means_the_same_noise_in_every_model_family():
 def test_one_level_per_row_is_taken_row_by_row():
     cond, uncond = picture(seed=1), picture(seed=2)
     sigma = torch.tensor([0.5, 4.0], dtype=torch.float64)
-    guidance = ProximalGuidance(Proximal(fixed=0.3))
+    guidance = Proximal(fixed=0.3)
     both = guidance.mix(cond, uncond, CFG, sigma)
     for i in range(2):
         alone = guidance.mix(cond[i : i + 1], uncond[i : i + 1], CFG, sigma[i])
@@ -124,15 +123,12 @@ def test_one_level_per_row_is_taken_row_by_row():
 
 
 def test_at_cfg_1_there_is_nothing_to_limit():
-    guidance = ProximalGuidance(Proximal())
-    sigma = torch.tensor(2.0)
-    guidance.mix(picture(seed=1), picture(seed=2), CFG, sigma)
-    assert guidance.changed is not None
+    guidance, sigma = Proximal(), torch.tensor(2.0)
+    assert guidance.guided(picture(seed=1), picture(seed=2), CFG, sigma).changed is not None
     # Core gives zeros for the unconditional guess that it did not run.
     cond = picture(seed=1)
     assert torch.equal(guidance.mix(cond, torch.zeros_like(cond), 1.0, sigma), cond)
-    assert guidance.changed is None
-    assert torch.equal(guidance.mix_source(cond, torch.zeros_like(cond), 1.0, sigma), cond)
+    assert guidance.guided(cond, torch.zeros_like(cond), 1.0, sigma).changed is None
 
 
 # -- the mask of the edit ------------------------------------------------------------------------
@@ -209,12 +205,25 @@ def mixed(prompt, cfg, mix, negative=SOURCE):
     return denoise
 
 
+@dataclass(frozen=True)
+class Host:
+    """Lends the toy's denoisers, as a host does."""
+
+    cfg: float = CFG
+    scale: object = vp_scale
+
+    def denoiser(self, asked):
+        if asked.prompt == "target":
+            return mixed(TARGET, self.cfg, asked.mix)
+        return mixed(SOURCE, asked.guidance(1.0), asked.mix)
+
+    def recorder(self, asked, roles):
+        raise AssertionError("no control is used here")
+
+
 def edit(trajectory, settings, correction=UNCORRECTED, **options):
-    proximal = ProximalGuidance(settings)
-    made = Branches(
-        target=mixed(TARGET, CFG, proximal.mix), source=mixed(SOURCE, 1.0, proximal.mix_source)
-    )
-    return Edit(trajectory, made, correction=correction, proximal=proximal, **options)
+    limited = trajectory.with_carried(settings)
+    return edit_along(limited, Host(), correction=correction, **options)
 
 
 def published_edit(trajectory, settings):
@@ -266,14 +275,13 @@ def test_a_full_pull_puts_the_unedited_cells_on_the_chain_bit_for_bit():
     trajectory = recorded(torch.float32)
     settings = Proximal("hard", quantile=0.9, pull=1.0, below=1.0, dilate=0)
     whole = edit(trajectory, settings)
-    x = source = trajectory.start
+    rows = Rows(trajectory.start, trajectory.start)
     for i in range(STEPS):
-        stepped = whole.step(i, x, source)
-        still = whole.proximal.changed == 0
+        rows = whole.step(i, rows)
+        still = rows.guess.changed == 0
         assert 0.8 < float(still.double().mean()) < 0.95
-        assert torch.equal(stepped.latent[still], trajectory.latents[STEPS - i - 1][still])
-        assert not torch.equal(stepped.latent, trajectory.latents[STEPS - i - 1])
-        x, source = stepped.latent, stepped.source
+        assert torch.equal(rows.target[still], trajectory.latents[STEPS - i - 1][still])
+        assert not torch.equal(rows.target, trajectory.latents[STEPS - i - 1])
 
 
 def test_more_pull_leaves_less_of_the_edit():
@@ -297,11 +305,7 @@ def test_the_mask_of_the_target_is_its_own_where_its_residual_is_measured_along_
     """Add target asks the target's guidance a second time, at the chain: without a control the
     picture comes back, whatever is limited."""
     trajectory = recorded(torch.float32)
-    proximal = ProximalGuidance(Proximal())
-    made = Branches(
-        target=mixed(TARGET, CFG, proximal.mix), source=mixed(SOURCE, 1.0, proximal.mix_source)
-    )
-    whole = Edit(trajectory, made, correction=ADD_TARGET, proximal=proximal)
+    whole = edit(trajectory, Proximal(), ADD_TARGET)
     assert torch.equal(whole.run().latent, trajectory.origin)
 
 
@@ -335,38 +339,47 @@ def test_settings_outside_their_range_are_refused(wrong, told):
 @pytest.mark.parametrize("cfg", [0.0, 1.0])
 def test_an_edit_without_guidance_is_refused(cfg):
     with pytest.raises(PalimpsestError, match=f"at cfg {cfg:g} that is nothing"):
-        check_guided(Proximal(), cfg)
-    check_guided(None, cfg)
-    check_guided(Proximal(), 1.5)
+        Proximal().check_edit(cfg)
+    Proximal().check_edit(1.5)
 
 
 SETTINGS = Proximal("hard", 0.25, 0.125, 0.5, 0.75, 2, over_source=True)
 
 
-def stored(recipe):
-    made = replace(recorded(torch.float32), recipe=recipe)
-    return to_tensors(made)
+def stored(*carried):
+    return to_tensors(replace(recorded(torch.float32), recipe=Recipe("ddim"), carried=carried))
 
 
 def test_a_file_keeps_the_settings_in_a_format_that_older_versions_refuse():
-    tensors, about = stored(Recipe("ddim", proximal=SETTINGS))
-    assert about["palimpsest_trajectory"] == str(FORMAT) == "2"
-    assert from_tensors(tensors, about, name="a").recipe.proximal == SETTINGS
-    assert stored(Recipe("ddim"))[1]["palimpsest_trajectory"] == "1"
+    tensors, about = stored(SETTINGS)
+    assert about["palimpsest_trajectory"] == str(FORMAT) == "3"
+    assert from_tensors(tensors, about, name="a").carried == (SETTINGS,)
+    assert stored()[1]["palimpsest_trajectory"] == "1"
+
+
+def changed(about, **settings):
+    """The text of a file, of which some settings say something else."""
+    carried = json.loads(about["carried"])
+    carried["proximal"] |= settings
+    return about | {"carried": json.dumps(carried)}
 
 
 def test_what_a_later_version_adds_to_the_settings_is_left_out():
-    tensors, about = stored(Recipe("ddim", proximal=SETTINGS))
-    recipe = asdict(Recipe("ddim", proximal=SETTINGS))
-    recipe["proximal"]["later"] = 3
-    read = from_tensors(tensors, about | {"recipe": json.dumps(recipe)}, name="a")
-    assert read.recipe.proximal == SETTINGS
+    tensors, about = stored(SETTINGS)
+    assert from_tensors(tensors, changed(about, later=3), name="a").carried == (SETTINGS,)
 
 
-@pytest.mark.parametrize("damage", [{"quantile": 7}, {"threshold": "sharp"}, {"pull": "x"}])
-def test_damaged_settings_are_refused(damage):
-    tensors, about = stored(Recipe("ddim", proximal=SETTINGS))
-    recipe = asdict(Recipe("ddim", proximal=SETTINGS))
-    recipe["proximal"] |= damage
-    with pytest.raises(PalimpsestError, match="a is damaged: its recipe cannot be read"):
-        from_tensors(tensors, about | {"recipe": json.dumps(recipe)}, name="a")
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ({"quantile": 7}, "is damaged. quantile must be 0 to 1, got 7"),
+        ({"threshold": "sharp"}, "its recipe cannot be read: threshold is 'sharp'"),
+        ({"pull": "x"}, "its recipe cannot be read: pull is 'x'"),
+        ({"fixed": float("nan")}, "its recipe cannot be read: fixed is 'nan'"),
+    ],
+    ids=str,
+)
+def test_damaged_settings_are_refused(damage, told):
+    tensors, about = stored(SETTINGS)
+    with pytest.raises(PalimpsestError, match=f"a {told}" if "is damaged" in told else told):
+        from_tensors(tensors, changed(about, **damage), name="a")

@@ -10,13 +10,16 @@ from palimpsest.pipelines.attention.cross_maps import CrossMaps
 from palimpsest.pipelines.attention.value_mapping import value_context, value_contexts
 from palimpsest.pipelines.couplings import ddim
 from palimpsest.pipelines.errors import PalimpsestError
+from palimpsest.pipelines.inversion.mapped_values import MappedValues
 from palimpsest.pipelines.inversion.style_diffusion import (
+    Fitted,
     Fitting,
     Source,
+    carried_by,
     fit,
-    recipe_of,
     rounds_per_step,
 )
+from palimpsest.pipelines.lending import Asked
 from palimpsest.pipelines.schedule import vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
 from palimpsest.pipelines.trajectory_file import from_tensors, to_tensors
@@ -269,47 +272,52 @@ def test_a_mapping_is_cast_to_the_context():
 
 def carrying(values, steps=4, window=0.5):
     latents = torch.stack([pictures(2, seed=s) for s in range(steps + 1)])
-    recipe = Recipe("style diffusion", value_window=window)
-    return Trajectory(latents, levels(steps), pictures(2), recipe, values=values)
+    mapped = MappedValues(values, 5.0, window)
+    return Trajectory(
+        latents, levels(steps), pictures(2), Recipe("style diffusion"), carried=(mapped,)
+    )
 
 
 def test_an_edit_under_another_guidance_is_refused():
-    recipe = recipe_of(Fitting(cfg=5.0), 7, 0.25)
-    assert (recipe.rows, recipe.value_window, recipe.eta) == (7, 0.25, 0.0)
-    recipe.check_cfg(5.0)
+    fitted = Fitted(pictures(), drawn(4, 2, 1, T, C), 3, ())
+    recipe, mapped = carried_by(fitted, Fitting(cfg=5.0), 0.25, rows=7)
+    assert (recipe.rows, recipe.cfg, recipe.eta) == (7, 5.0, 0.0)
+    assert (mapped.window, mapped.values is fitted.values) == (0.25, True)
+    mapped.check_edit(5.0)
     with pytest.raises(PalimpsestError, match=r"learned at cfg 5, the edit's cfg is 7\.5"):
-        recipe.check_cfg(7.5)
+        mapped.check_edit(7.5)
 
 
 @pytest.mark.parametrize("window", [-0.1, 1.1, math.nan])
 def test_a_window_out_of_range_is_refused(window):
     with pytest.raises(PalimpsestError, match="value window must be 0 to 1"):
-        recipe_of(Fitting(), 0, window)
+        carrying(drawn(4, 2, 2, T, C), window=window)
 
 
-def test_a_file_of_it_is_of_the_second_format_and_gives_back_every_bit():
+def test_a_file_of_it_is_of_the_third_format_and_gives_back_every_bit():
     made = carrying(drawn(4, 2, 2, T, C))
     tensors, about = to_tensors(made)
-    assert about["palimpsest_trajectory"] == "2"
+    assert about["palimpsest_trajectory"] == "3"
     read = from_tensors(tensors, about, name="a.safetensors")
-    assert torch.equal(read.values, made.values)
+    ours, theirs = (t.find(MappedValues) for t in (made, read))
+    assert torch.equal(ours.values, theirs.values)
+    assert (theirs.cfg, theirs.window) == (5.0, 0.5)
     assert read.recipe == made.recipe
 
 
 @pytest.mark.parametrize(("window", "mapped"), [(0.0, 0), (0.5, 2), (0.74, 2), (0.75, 3), (1.0, 4)])
 def test_the_window_counts_from_the_noisiest_step(window, mapped):
-    made = carrying(drawn(4, 2, 2, T, C))
+    made = carrying(drawn(4, 2, 2, T, C), window=window)
+    values = made.find(MappedValues)
+    source, target = values.asked(made, Asked("source"), Asked("target"))
     for i in range(4):
         level = 4 - i
-        found = made.values_at(made.sigmas[level].float(), window=window)
+        found = target.values(made.sigmas[level].float())
         if i < mapped:
-            assert torch.equal(found, made.values[level - 1])
+            assert torch.equal(found, values.values[level - 1])
         else:
             assert found is None
-
-
-def test_a_trajectory_without_a_mapping_has_none():
-    assert carrying(None).values_at(levels()[2]) is None
+        assert torch.equal(source.values(made.sigmas[level]), values.values[level - 1])
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 2, T, C), (4, 1, 2, T, C), (4, 2, 3, T, C), (4, 2, T, C)])

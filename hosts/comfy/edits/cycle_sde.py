@@ -16,6 +16,7 @@ from ....pipelines.denoiser import Denoiser, constant
 from ....pipelines.diffedit import edit_mask
 from ....pipelines.editing import Branches, Edit
 from ....pipelines.errors import PalimpsestError
+from ....pipelines.kept_region import outside
 from ....pipelines.noise import seeded
 from ....pipelines.trajectory import Trajectory
 from ..coordinates import Space, host_levels, rising_sigmas, space_of
@@ -195,7 +196,8 @@ class _Walk:
         if request.unchanged:
             source = target
         trajectory = self._chain(None if request.unchanged else source)
-        whole = Edit(trajectory, Branches(target, source), CYCLE, trajectory.recipe.eta, mask=mask)
+        branches, kept = Branches(target, source), outside(mask, trajectory)
+        whole = Edit(trajectory, branches, CYCLE, trajectory.recipe.eta, after=kept)
         edited = whole.run(lambda i, x, d: session.on_step(self.steps + i, x, d))
         latent = session.restore(edited.latent, trajectory.clean, trajectory.origin)
         return latent.to(comfy.model_management.intermediate_device()), trajectory

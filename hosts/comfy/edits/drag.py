@@ -13,11 +13,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....pipelines.copy_paste import Brush, Move, Regions, copy_paste
-from ....pipelines.correction import CYCLE
 from ....pipelines.cycle_sde import Recorder
 from ....pipelines.denoiser import constant, ramp
-from ....pipelines.drag import check_mask, drag, plan
-from ....pipelines.editing import Branches, Edit
+from ....pipelines.drag import DragStep, check_mask, plan
+from ....pipelines.editing import Branches
 from ....pipelines.noise import seeded
 from ....pipelines.points import DragPoints
 from ..coordinates import Space, rising_sigmas, space_of
@@ -210,18 +209,9 @@ class Drag:
         )
         mask = None if self.mask is None else self.mask.to(x)
         chain = recorder.record(x, draw, on_levels=lambda done: session.on_step(done, x, x))
-        return drag(
-            x,
-            [moves],
-            record=lambda _x: chain,
-            edit=lambda chain: Edit(
-                chain, Branches(denoise, denoise), CYCLE, request.eta, mask=mask
-            ),
-            brush=request.brush,
-            draw=draw,
-            regions=self.regions,
-            on_step=lambda i, x, d: session.on_step(steps + i, x, d),
-        )
+        branches = Branches(denoise, denoise)
+        step = DragStep(branches, request.eta, request.brush, draw, mask, self.regions)
+        return step.take(chain, moves, lambda i, x, d: session.on_step(steps + i, x, d))
 
 
 @dataclass(eq=False)

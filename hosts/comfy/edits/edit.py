@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....pipelines.attention.bank import Bank, Control
-from ....pipelines.correction import Correction, correction_along
-from ....pipelines.denoiser import constant
-from ....pipelines.editing import Branches, Edit, Editing
+from ....pipelines.attention.bank import Control, Role
+from ....pipelines.correction import Correction
+from ....pipelines.denoiser import Denoiser
+from ....pipelines.edit_along import edit_along
+from ....pipelines.editing import Editing
 from ....pipelines.errors import PalimpsestError
-from ....pipelines.inversion.edict import CoupledEdit
-from ....pipelines.proximal import ProximalGuidance
+from ....pipelines.lending import Asked
+from ....pipelines.schedule import Scale
 from ....pipelines.trajectory import Trajectory
 from ..attention import require_unet
 from ..coordinates import host_levels, space_of
 from ..cost import Spent, timed
 from ..fingerprint import features_key, guided_key
-from ..guidance import BranchGuider, Conditioning
+from ..guidance import BranchGuider, Conditioning, Conds
 from ..inversions.proximal import check_proximal
 from ..masks import check_mask_count, latent_mask
 from ..refusals import check_owner, check_trajectory
 from ..session import Session
-from ..value_patch import along
+from ..value_patch import with_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +83,9 @@ class EditRequest:
         """
         space_of(self.model, "Edit")
         check_trajectory(self.model, self.trajectory)
-        self.trajectory.recipe.check_cfg(self.cfg)
-        check_proximal(self.model, self.trajectory.recipe.proximal, self.cfg)
+        for carried in self.trajectory.carried:
+            carried.check_edit(self.cfg)
+        check_proximal(self.model, self.trajectory)
         if self.control is not None:
             require_unet(self.model.model, "Prompt-to-Prompt", instead="edit without the control")
             check_owner(self.control.source, self.source, "source")
@@ -118,84 +121,78 @@ class EditRequest:
 
     def start(self, session: Session) -> Editing:
         """The edit on the model's device."""
-        device = session.x0.device
-        trajectory = self.trajectory.to(device)
-        bank, wanted = self._bank(trajectory), trajectory.recipe.proximal
-        mask = None if self.mask is None else latent_mask(self.mask, trajectory.origin).to(device)
-        if trajectory.partner is not None:
-            return self._coupled(session, trajectory, bank, mask)
-        proximal = ProximalGuidance(wanted) if wanted else None
-        branches = self._branches(session, trajectory, bank, proximal)
-        return Edit(
-            trajectory,
-            branches,
-            correction=correction_along(trajectory, self.correction),
-            eta=trajectory.recipe.eta,
-            bank=bank,
+        device, mask = session.x0.device, None
+        if self.mask is not None:
+            mask = latent_mask(self.mask, self.trajectory.origin).to(device)
+        return edit_along(
+            self.trajectory.to(device),
+            Lent(self, session),
+            control=self.control and self.control.control,
+            correction=self.correction,
             mask=mask,
             keep_source=self.keep_source,
-            proximal=proximal,
         )
 
-    def _coupled(
-        self, session: Session, trajectory: Trajectory, bank: Bank | None, mask: Tensor | None
-    ) -> CoupledEdit:
-        """The edit along coupled chains."""
-        return CoupledEdit(
-            trajectory,
-            session.denoiser(session.target, bank.inject if bank else None),
-            session.space.scale,
-            record=session.recorder(session.source, bank.record) if bank else None,
-            bank=bank,
-            mask=mask,
+
+@dataclass(frozen=True, eq=False)
+class Lent:
+    """A session and the prompts of a request, as a `lending.Lender`."""
+
+    request: EditRequest
+    session: Session
+
+    @property
+    def scale(self) -> Scale:
+        """How the model family scales its input."""
+        return self.session.space.scale
+
+    @property
+    def cfg(self) -> float:
+        """Guidance scale of the edit."""
+        return self.request.cfg
+
+    def denoiser(self, asked: Asked) -> Denoiser:
+        """The guided denoiser of a branch."""
+        conds = self._conds(asked)
+        if asked.negative is not None:
+            conds = self.session.with_negative(conds, asked.negative)
+        return self._under(asked).denoiser(
+            conds, asked.hooks, guidance=asked.guidance, mix=asked.mix
         )
 
-    def _bank(self, trajectory: Trajectory) -> Bank | None:
-        """The bank of the control, with the inversion's features where they are this source's."""
-        if self.control is None:
-            return None
-        kept = trajectory.features
-        on_chain = correction_along(trajectory, self.correction).on_chain
-        same = kept is not None and kept.key == features_key(self.model, self.source)
-        return Bank(self.control.control, trajectory.steps, kept if on_chain and same else None)
+    def recorder(self, asked: Asked, roles: Sequence[Role]) -> Denoiser:
+        """Some rows of a branch alone."""
+        conds = self._conds(asked)
+        if asked.negative is None or "uncond" not in roles:
+            return self._under(asked).recorder(conds, asked.hooks, roles=roles)
+        conds_at = self.session.with_negative(conds, asked.negative)
 
-    def _branches(
-        self,
-        session: Session,
-        trajectory: Trajectory,
-        bank: Bank | None,
-        proximal: ProximalGuidance | None,
-    ) -> Branches:
-        recipe = trajectory.recipe
-        source = session.with_uncond(session.source, trajectory)
-        target = session.target
-        if recipe.uncond_for == "both":
-            target = session.with_uncond(target, trajectory)
-        guided = None if recipe.source_cfg is None else constant(recipe.source_cfg)
-        mix, mix_source = (proximal.mix, proximal.mix_source) if proximal else (None, None)
-        record = bank.record if bank else None
-        of_source, above = along(session, trajectory)
-        branches = Branches(
-            target=above.denoiser(target, bank.inject if bank else None, mix=mix),
-            source=of_source.denoiser(source, record, guidance=guided, mix=mix_source),
-            record=of_source.recorder(session.source, bank.record) if bank else None,
-            unedited=above.denoiser(target, mix=mix_source) if bank else None,
-        )
-        if bank is None and self._repeats(trajectory):
-            return replace(branches, source=branches.target)
-        return branches
+        def record(x: Tensor, sigma: Tensor) -> Tensor:
+            here = self._under(asked).recorder(conds_at(sigma), asked.hooks, roles=roles)
+            return here(x, sigma)
 
-    def _repeats(self, trajectory: Trajectory) -> bool:
-        """Whether the target is what the chain's noise was recorded under: nothing is edited."""
-        recipe = trajectory.recipe
-        if not recipe.eta or trajectory.uncond is not None:
-            return False
-        source = recipe.source
-        target = guided_key(self.model, self.target, self.negative, self.cfg)
-        if trajectory.denoised is None:  # the source is going to be asked by this edit
-            cfg = self.cfg if recipe.source_cfg is None else recipe.source_cfg
-            source = guided_key(self.model, self.source, self.negative, cfg)
-        return bool(target) and source == target
+        return record
+
+    def key(self, asked: Asked) -> str:
+        """What tells the guided prediction of a branch from others; "" where nothing does."""
+        request = self.request
+        if asked.negative is not None or asked.values is not None:
+            return ""
+        positive = request.source if asked.prompt == "source" else request.target
+        # A guidance that is not the edit's own is the same at every level here.
+        cfg = request.cfg if asked.guidance is None else asked.guidance(1.0)
+        return guided_key(request.model, positive, request.negative, cfg)
+
+    def features_key(self) -> str:
+        """What the source's features depend on besides the chain."""
+        return features_key(self.request.model, self.request.source)
+
+    def _conds(self, asked: Asked) -> Conds:
+        return self.session.source if asked.prompt == "source" else self.session.target
+
+    def _under(self, asked: Asked) -> Session:
+        """The session, with values mapped where the branch maps them."""
+        return self.session if asked.values is None else with_values(self.session, asked.values)
 
 
 def edit(request: EditRequest) -> tuple[Tensor, Tensor | None, Spent]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ....pipelines.denoiser import RowCount
 from ....pipelines.editing import Edit
 from ....pipelines.errors import PalimpsestError
+from ....pipelines.rows import Rows
 from ....pipelines.schedule import step_down
 from ..guidance import BranchGuider
 from ..refusals import require_variance_preserving
@@ -33,11 +34,12 @@ class EditGuider(BranchGuider):
     def __init__(self, request: EditRequest) -> None:
         request.check()
         require_variance_preserving(request.model, "Edit Guider")
-        if request.trajectory.partner is not None:
-            raise PalimpsestError(
-                "The trajectory is EDICT's, whose two chains no sampler of core's can walk: use "
-                "the Edit node."
-            )
+        for carried in request.trajectory.carried:
+            if carried.own_loop:
+                raise PalimpsestError(
+                    f"The trajectory is {carried.own_loop} no sampler of core's can walk: use the "
+                    "Edit node."
+                )
         if request.prompts not in (1, len(request.trajectory.origin)):
             raise PalimpsestError(
                 f"The target holds {request.prompts} prompts, Edit Guider takes one: use Edit."
@@ -88,7 +90,7 @@ class EditGuider(BranchGuider):
             session = Session(self, options, RowCount(), x, lambda *_: None)
             edit = self.request.start(session)
             _check_start(x, edit.trajectory.start)
-            self.walk = _Walk(session, edit, edit.trajectory.start)
+            self.walk = _Walk(session, edit, Rows(x, edit.trajectory.start))
         return self.walk.predict(x)
 
     def _check_run(
@@ -135,7 +137,7 @@ class _Walk:
 
     session: Session
     edit: Edit
-    source: Tensor
+    rows: Rows
     i: int = 0
     restored: Tensor | None = None
 
@@ -143,15 +145,15 @@ class _Walk:
         """The D that makes core's Euler step the edit's."""
         trajectory = self.edit.trajectory
         level = trajectory.steps - self.i
-        stepped = self.edit.step(self.i, x, self.source)
-        self.source, self.i = stepped.source, self.i + 1
+        self.rows = self.edit.step(self.i, self.rows._replace(target=x))
+        self.i += 1
         if level == 1:
             # Core's arithmetic rounds; the edit's own result is exact where nothing was edited.
             self.restored = self.session.restore(
-                stepped.latent, trajectory.clean, trajectory.origin
+                self.rows.target, trajectory.clean, trajectory.origin
             )
         c = step_down(trajectory.sigmas[level], trajectory.sigmas[level - 1]).c
-        return (stepped.latent - c * x) / (1 - c)
+        return (self.rows.target - c * x) / (1 - c)
 
 
 def _check_start(x: Tensor, start: Tensor) -> None:

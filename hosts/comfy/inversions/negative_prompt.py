@@ -10,7 +10,8 @@ from ..attention import require_unet
 from ..cost import Spent
 from ..guidance import Conditioning
 from ..refusals import require_variance_preserving
-from .ddim import Picture, invert_ddim
+from .ddim import invert_ddim
+from .picture import Picture
 
 
 def invert_negative_prompt(

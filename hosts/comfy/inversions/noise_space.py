@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from ....pipelines.errors import PalimpsestError
 from ....pipelines.inversion.noise_space import NoiseSpace, invert_into_noise
 from ....pipelines.noise import seeded
-from ....pipelines.trajectory import Recipe, Trajectory
+from ....pipelines.recording import Recorded
+from ....pipelines.trajectory import Trajectory
 from ..cost import Spent
 from ..fingerprint import guided_key
 from ..session import Session
-from .ddim import Picture
+from .picture import Picture
 
 
 def invert_noise(
@@ -38,15 +41,12 @@ def invert_noise(
         )
 
     (latents, guesses), spent = picture.run(algorithm)
-    recipe = Recipe(
-        space.chain,
-        cfg=picture.cfg,
-        rows=spent.rows,
-        eta=space.eta,
+    recipe = replace(
+        space.recipe,
         source=guided_key(picture.model, picture.positive, picture.negative, picture.cfg),
         source_cfg=picture.cfg,
     )
-    return picture.trajectory(latents, recipe, denoised=guesses.float()), spent
+    return picture.trajectory(Recorded(latents, recipe, guesses), spent), spent
 
 
 def below_skip(levels: Tensor, skip: int) -> Tensor:

@@ -19,13 +19,14 @@ from ....pipelines.inversion.null_text import (
     carried_by,
     fit,
 )
+from ....pipelines.recording import Recorded
 from ....pipelines.trajectory import Recipe, Trajectory
 from ..cost import Spent
 from ..learning.gradients import gradients, trainable
 from ..learning.training import check_learned
 from ..refusals import require_variance_preserving
 from ..session import Session
-from .ddim import Picture
+from .picture import Picture
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def invert_null_text(
         )
         with gradients(session, picture.feature) as learning:
             fitted = fit(
-                learning.recorder(learning.target, None),
+                learning.recorder(learning.target),
                 _unconditional(learning),
                 chain.clone(),
                 picture.sigmas.clone(),
@@ -82,8 +83,8 @@ def invert_null_text(
         return chain, fitted
 
     (chain, fitted), spent = learner.run(algorithm, total=2 * steps)
-    recipe = Recipe("ddim", "destination", rows=spent.rows)
-    made = carried_by(picture.trajectory(chain, recipe), fitted, settings, variant)
+    recorded = Recorded(chain, Recipe("ddim", "destination"))
+    made = carried_by(picture.trajectory(recorded, spent), fitted, settings, variant)
     learned = Learning(fitted.inner_steps, float(fitted.losses[0].max()))
     return made.to(made.origin.device), spent, learned
 
@@ -103,7 +104,7 @@ def _unconditional(session: Session) -> Unconditional:
             name: _of(cond, pictures, among) for name, cond in entry["model_conds"].items()
         } | {"c_crossattn": CONDCrossAttn(u)}
         negative = [entry | {"model_conds": inputs}]
-        return session.recorder({"negative": negative}, None, negative=True)(x, sigma)
+        return session.recorder({"negative": negative}, roles=("uncond",))(x, sigma)
 
     return unconditional
 

@@ -8,10 +8,12 @@ import comfy.clip_vision
 import torch
 from torch import Tensor
 
+from ....pipelines.attention.bank import NO_HOOKS, Hooks
 from ....pipelines.attention.cross_maps import CrossMaps
 from ....pipelines.errors import PalimpsestError
 from ....pipelines.inversion.image_tokens import fit_width, latent_tokens
-from ....pipelines.inversion.style_diffusion import Fitted, Fitting, Source, fit, recipe_of
+from ....pipelines.inversion.style_diffusion import Fitted, Fitting, Source, carried_by, fit
+from ....pipelines.recording import Recorded
 from ....pipelines.trajectory import Trajectory
 from ..attention import heads_of
 from ..cost import Spent
@@ -20,7 +22,7 @@ from ..learning.training import check_learned
 from ..refusals import require_variance_preserving
 from ..session import Session
 from ..value_patch import with_values
-from .ddim import Picture
+from .picture import Picture
 
 
 def invert_style_diffusion(
@@ -62,10 +64,10 @@ def invert_style_diffusion(
 
     total = len(picture.sigmas) - 1 + fitting.rounds
     fitted, spent = learner.run(algorithm, total=total)
-    recipe = recipe_of(fitting, spent.rows, value_window)
+    recipe, values = carried_by(fitted, fitting, value_window, spent.rows)
     image = picture.model.model.process_latent_in(picture.samples).to(fitted.latents)
-    made = picture.trajectory(fitted.latents, recipe, values=fitted.values, image=image)
-    return made, fitted, spent
+    recorded = Recorded(fitted.latents, recipe, image=image, carried=(values,))
+    return picture.trajectory(recorded, spent), fitted, spent
 
 
 def source_of(session: Session, fitting: Fitting) -> Source:
@@ -73,14 +75,14 @@ def source_of(session: Session, fitting: Fitting) -> Source:
     conds = session.target
     (entry,) = conds["positive"]
     maps = _maps(session) if fitting.map_weight else None
-    record = maps.record if maps else None
+    hooks = Hooks(maps.record) if maps else NO_HOOKS
 
     def mapped(x: Tensor, sigma: Tensor, values: Tensor) -> Tensor:
-        return with_values(session, lambda _: values).recorder(conds, record)(x, sigma)
+        return with_values(session, lambda _: values).recorder(conds, hooks)(x, sigma)
 
     return Source(
-        plain=session.recorder(conds, record),
-        uncond=session.recorder(conds, None, negative=True),
+        plain=session.recorder(conds, hooks),
+        uncond=session.recorder(conds, roles=("uncond",)),
         mapped=mapped,
         context=tuple(entry["model_conds"]["c_crossattn"].cond.shape[1:]),
         maps=maps,

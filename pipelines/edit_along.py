@@ -1,0 +1,112 @@
+"""What a trajectory demands of an edit along it, whatever host lends the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from .attention.bank import Bank, Control, source_roles
+from .correction import DIRECT_INVERSION, Correction, correction_along
+from .denoiser import constant
+from .editing import Branches, Edit, Editing
+from .kept_region import outside
+from .lending import Asked, Lender
+from .rows import Traced
+from .trajectory import Trajectory
+
+
+def edit_along(
+    trajectory: Trajectory,
+    lender: Lender,
+    *,
+    control: Control | None = None,
+    correction: Correction = DIRECT_INVERSION,
+    mask: Tensor | None = None,
+    keep_source: bool = False,
+) -> Editing:
+    """An edit along a trajectory, ready to `run`.
+
+    Args:
+        trajectory: The recorded chain of the source, and what its method left for this.
+        lender: Lends the denoisers.
+        control: Attention control, or None.
+        correction: What is done about the residual, where the trajectory leaves that to the edit.
+        mask: [1 or B, 1, h, w] in 0..1, 0 where the picture is kept.
+        keep_source: Follow a drifting source row to the end.
+
+    Raises:
+        PalimpsestError: If what the trajectory carries does not hold for such an edit.
+    """
+    for carried in trajectory.carried:
+        carried.check_edit(lender.cfg)
+    correction = correction_along(trajectory, correction)
+    bank = _bank(trajectory, lender, control, correction)
+    for carried in trajectory.carried:
+        whole = carried.loop(trajectory, lender, bank, mask)
+        if whole is not None:
+            return whole
+    after = tuple(after for carried in trajectory.carried for after in carried.afters())
+    return Edit(
+        trajectory,
+        _branches(trajectory, lender, bank),
+        correction=correction,
+        eta=trajectory.recipe.eta,
+        bank=bank,
+        keep_source=keep_source,
+        after=(*after, *outside(mask, trajectory)),
+    )
+
+
+def _bank(
+    trajectory: Trajectory, lender: Lender, control: Control | None, correction: Correction
+) -> Bank | None:
+    """The bank of a control, with the inversion's features where they are this source's."""
+    if control is None:
+        return None
+    kept = trajectory.features
+    same = kept is not None and kept.key == lender.features_key()
+    return Bank(control, kept if correction.on_chain and same else None)
+
+
+def _branches(trajectory: Trajectory, lender: Lender, bank: Bank | None) -> Branches:
+    """The denoisers, under what the trajectory carries."""
+    source, target = Asked("source"), Asked("target")
+    if trajectory.recipe.source_cfg is not None:
+        source = replace(source, guidance=constant(trajectory.recipe.source_cfg))
+    for carried in trajectory.carried:
+        source, target = carried.asked(trajectory, source, target)
+    if bank is None:
+        repeats = _repeats(trajectory, lender, source, target)
+        plain = lender.denoiser(target)
+        return Branches(
+            plain,
+            plain if repeats else lender.denoiser(source),
+            traced=_traced(trajectory, lender, target),
+        )
+    recorded, edited = (
+        replace(source, hooks=bank.recording),
+        replace(target, hooks=bank.injecting),
+    )
+    return Branches(
+        lender.denoiser(edited),
+        lender.denoiser(recorded),
+        record=lender.recorder(recorded, source_roles(bank.control)),
+        unedited=lender.denoiser(target),
+        traced=_traced(trajectory, lender, edited),
+    )
+
+
+def _traced(trajectory: Trajectory, lender: Lender, target: Asked) -> Traced | None:
+    """The target's denoiser where something carried makes it say more."""
+    made = (carried.traced(lender, target) for carried in trajectory.carried)
+    return next((traced for traced in made if traced is not None), None)
+
+
+def _repeats(trajectory: Trajectory, lender: Lender, source: Asked, target: Asked) -> bool:
+    """Whether the target is what the chain's noise was recorded under: nothing is edited."""
+    if trajectory.recipe.strength is None:
+        return False
+    recorded = trajectory.denoised is not None  # else this edit is going to ask the source
+    known = trajectory.recipe.source if recorded else lender.key(source)
+    return bool(known) and known == lender.key(target)

@@ -1,0 +1,86 @@
+"""What an edit asks of a host, and what a host lends to it.
+
+A pipeline never sees a prompt: it names the branch it wants, what a method has put in the place of
+parts of it, and who looks on. The host knows the prompts and gives back a denoiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from .attention.bank import NO_HOOKS, Hooks, Role
+from .attention.value_mapping import ValuesAt
+from .denoiser import Denoiser, Guidance
+from .schedule import Scale
+
+#: One of the two prompts of an edit.
+Whose = Literal["source", "target"]
+
+
+class Mix(Protocol):
+    """Guidance: one denoised guess of the conditional and the unconditional one."""
+
+    def __call__(
+        self, cond: Tensor, uncond: Tensor, cfg: float | Tensor, sigma: Tensor
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a branch of an edit is denoised under.
+
+    Attributes:
+        prompt: Whose prompt it follows.
+        guidance: Scale at every level; None takes the edit's own.
+        negative: Gives the [B or 1, tokens, channels] embedding that stands for the negative prompt
+            at a 0-d level; None leaves the negative prompt itself.
+        values: Gives the mapping of cross-attention's values at a level; None leaves them alone.
+        mix: Guides in the place of the plain sum; None takes that.
+        hooks: Who sees the network from inside.
+    """
+
+    prompt: Whose
+    guidance: Guidance | None = None
+    negative: Callable[[Tensor], Tensor] | None = None
+    values: ValuesAt | None = None
+    mix: Mix | None = None
+    hooks: Hooks = NO_HOOKS
+
+
+class Lender(Protocol):
+    """A host with a model loaded and the prompts of an edit in hand."""
+
+    @property
+    def scale(self) -> Scale:
+        """How the model family scales its input."""
+        ...
+
+    @property
+    def cfg(self) -> float:
+        """Guidance scale of the edit."""
+        ...
+
+    def denoiser(self, asked: Asked) -> Denoiser:
+        """The guided denoiser of a branch."""
+        ...
+
+    def recorder(self, asked: Asked, roles: Sequence[Role]) -> Denoiser:
+        """Some rows of a branch, for what its hooks see in them; guidance and mix are not read.
+
+        Args:
+            asked: The branch.
+            roles: Which of its rows, one or both.
+        """
+        ...
+
+    def key(self, asked: Asked) -> str:
+        """What tells the branch's guided prediction from others, as text; "" where nothing does."""
+        ...
+
+    def features_key(self) -> str:
+        """What the source's features depend on besides the chain; "" where that has no name."""
+        ...

@@ -1,0 +1,358 @@
+"""What a trajectory demands of an edit, with a host made of analytic denoisers."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from palimpsest.pipelines.attention.bank import NO_HOOKS, QKV, Hooks, Site, together
+from palimpsest.pipelines.correction import ADD_SOURCE, DIRECT_INVERSION, UNCORRECTED
+from palimpsest.pipelines.couplings import ddim, denoise_chain, independent, markov
+from palimpsest.pipelines.edit_along import edit_along
+from palimpsest.pipelines.editing import Branches, Edit
+from palimpsest.pipelines.errors import PalimpsestError
+from palimpsest.pipelines.inversion.edict import CoupledEdit, couple
+from palimpsest.pipelines.inversion.negative_embedding import NegativeEmbedding
+from palimpsest.pipelines.noise import seeded
+from palimpsest.pipelines.rows import Rows
+from palimpsest.pipelines.schedule import VP, moment_at, sigma_from_t, vp_scale
+from palimpsest.pipelines.trajectory import Recipe, Trajectory
+from palimpsest.tests.unit.analytic import Prompted, distance, geometric, picture
+
+SOURCE, TARGET, CFG, STEPS = 0.4, -0.7, 3.0, 6
+SIGMAS, X0 = geometric(STEPS), picture()
+
+#: The same real numbers in another order of float64 operations.
+IDENTITY = 1e-12
+
+
+@dataclass
+class Host:
+    """A lender whose network has one attention and one residual block, and tells what it ran."""
+
+    cfg: float = CFG
+    scale: object = vp_scale
+    asked: list = field(default_factory=list)
+    runs: list = field(default_factory=list)
+    keys: dict = field(default_factory=dict)
+
+    def denoiser(self, asked):
+        self.asked.append(asked)
+        return self._run(asked, ("uncond", "cond"))
+
+    def recorder(self, asked, roles):
+        return self._run(asked, tuple(roles))
+
+    def key(self, asked):
+        return self.keys.get(asked.prompt, "")
+
+    def features_key(self):
+        return ""
+
+    def _run(self, asked, roles):
+        model = Prompted(TARGET if asked.prompt == "target" else SOURCE, self.cfg)
+
+        def denoise(x, sigma):
+            self.runs.append((asked.prompt, roles, float(sigma)))
+            used = x
+            for role in roles:
+                tokens, answer = x.flatten(2), None
+                if asked.hooks.attention:
+                    site = Site("self", 0, role, tokens.shape[1])
+                    answer = asked.hooks.attention(site, QKV(tokens, tokens, tokens))
+                if answer is not None and role == "cond":
+                    used = answer[0].v.view_as(x)
+                if asked.hooks.feature:
+                    added = asked.hooks.feature(Site("features", 0, role, 15), used)
+                    used = used if added is None else added
+            return model(used, sigma)
+
+        return denoise
+
+
+def recorded(**recipe):
+    latents = ddim(Prompted(SOURCE), X0, SIGMAS, scale=vp_scale)
+    return Trajectory(latents, SIGMAS, X0, Recipe("ddim", **recipe))
+
+
+def drawn(**recipe):
+    latents = markov(X0, SIGMAS, seeded(0))
+    guesses = denoise_chain(Prompted(SOURCE, CFG), latents, SIGMAS, levels_at_once=1)
+    return Trajectory(latents, SIGMAS, X0, Recipe("markov", **recipe), denoised=guesses)
+
+
+# -- controls ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Values:
+    """A toy control: takes the source's values, of the rows that `roles` names for each role."""
+
+    roles: dict
+    end: int = STEPS
+
+    def source_role(self, role):
+        return self.roles.get(role)
+
+    def active(self, at):
+        return at.step < self.end
+
+    def reads(self, site, at):
+        return self.active(at) and site.kind == "self"
+
+    def kept(self, site, own):
+        return QKV(None, None, own.v)
+
+    def terms(self, own, source, site, at):
+        return (QKV(own.q, own.k, source.v),)
+
+
+@dataclass(frozen=True)
+class Blocks(Values):
+    """The same for what residual blocks add."""
+
+    def reads(self, site, at):
+        return self.active(at) and site.kind == "features"
+
+    def feature(self, own, source, site, at):
+        return source
+
+
+ONE = {"cond": "cond"}
+
+
+@pytest.mark.parametrize(
+    ("roles", "runs"),
+    [
+        (ONE, ("cond",)),
+        ({"cond": "cond", "uncond": "cond"}, ("cond",)),
+        ({"cond": "cond", "uncond": "uncond"}, ("uncond", "cond")),
+        ({"uncond": "uncond"}, ("uncond",)),
+    ],
+    ids=str,
+)
+def test_only_the_rows_that_a_control_reads_are_run_of_the_source(roles, runs):
+    host = Host()
+    edit_along(recorded(), host, control=Values(roles, end=2)).run()
+    of_source = [sorted(found) for prompt, found, _ in host.runs if prompt == "source"]
+    assert of_source == [sorted(runs)] * 2
+
+
+@pytest.mark.parametrize("control", [Values(ONE), Blocks(ONE)], ids=["attention", "features"])
+def test_a_control_that_takes_all_of_the_source_paints_the_target_on_the_chain(control):
+    """Whatever the target is, its network is shown the chain itself: a plain restatement."""
+    chain, model = recorded(), Prompted(TARGET, CFG)
+    x = chain.start
+    for level in range(STEPS, 0, -1):
+        sigma, below = SIGMAS[level], SIGMAS[level - 1]
+        x = below / sigma * x + (1 - below / sigma) * model(chain.latents[level], sigma)
+    done = edit_along(chain, Host(), control=control).run()
+    assert distance(done.latent, x) < IDENTITY
+    free = edit_along(chain, Host()).run()
+    assert distance(done.latent, free.latent) > 0.01
+
+
+def test_a_control_without_features_puts_no_hook_into_residual_blocks():
+    host = Host()
+    edit_along(recorded(), host, control=Values(ONE))
+    assert all(asked.hooks.feature is None for asked in host.asked)
+    assert any(asked.hooks.attention is not None for asked in host.asked)
+    host = Host()
+    edit_along(recorded(), host)
+    assert all(asked.hooks == NO_HOOKS for asked in host.asked)
+
+
+# -- what is carried -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", ["both", "source"])
+def test_an_embedding_is_shown_to_the_rows_it_is_for_at_its_own_levels(rows):
+    embedding = picture(STEPS, 1, 2, 3)
+    chain, host = recorded().with_carried(NegativeEmbedding(embedding, rows)), Host()
+    edit_along(chain, host)
+    for asked in host.asked:
+        shown = asked.prompt == "source" or rows == "both"
+        assert (asked.negative is not None) == shown
+        for level in range(1, STEPS + 1):
+            if shown:
+                assert torch.equal(asked.negative(SIGMAS[level].float()), embedding[level - 1])
+
+
+def test_the_sources_own_guidance_is_asked_for():
+    host = Host()
+    edit_along(recorded(source_cfg=1.5), host)
+    scales = {a.prompt: a.guidance and a.guidance(1.0) for a in host.asked}
+    assert scales == {"source": 1.5, "target": None}
+
+
+def test_coupled_chains_bring_their_own_loop():
+    made = couple(Prompted(SOURCE, CFG), X0, SIGMAS, family=VP)
+    chain = Trajectory(made.latents, SIGMAS, X0, made.recipe, carried=made.carried)
+    whole = edit_along(chain, Host())
+    assert isinstance(whole, CoupledEdit)
+    assert distance(whole.run().latent, X0) > 0.01
+
+
+def test_what_does_not_hold_for_this_edit_is_refused():
+    chain = recorded().with_carried(NegativeEmbedding(picture(1, 1, 2, 3), cfg=7.5))
+    with pytest.raises(PalimpsestError, match=r"learned at cfg 7\.5, the edit's cfg is 3"):
+        edit_along(chain, Host())
+    edit_along(chain, Host(cfg=7.5))
+
+
+# -- the residual --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", [DIRECT_INVERSION, UNCORRECTED, ADD_SOURCE])
+def test_a_chain_that_says_its_strength_is_not_asked_what_is_wanted(wanted):
+    chain = drawn(eta=1.0, strength=1.0)
+    done = edit_along(chain, Host(), correction=wanted).run()
+    assert torch.equal(done.latent, edit_along(chain, Host()).run().latent)
+    free = edit_along(replace(chain, recipe=Recipe("markov", eta=1.0)), Host(), correction=wanted)
+    assert torch.equal(free.run().latent, done.latent) == (wanted == ADD_SOURCE)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+def test_the_strength_of_a_residual_is_not_bound_to_eta(strength):
+    chain, model = drawn(strength=strength), Prompted(TARGET, CFG)
+    x = chain.start
+    for level in range(STEPS, 0, -1):
+        sigma, below = SIGMAS[level], SIGMAS[level - 1]
+        c, at, after = below / sigma, chain.latents[level], chain.latents[level - 1]
+        residual = after - c * at - (1 - c) * chain.denoised[level - 1]
+        x = c * x + (1 - c) * model(x, sigma) + strength * residual
+    assert distance(edit_along(chain, Host()).run().latent, x) < IDENTITY
+
+
+def test_an_independent_chain_at_eta_0_and_strength_1_is_flowedit():
+    """Its published update, in flow time and velocities, on an inner part of the schedule."""
+    times = torch.linspace(0, 0.8, STEPS + 1, dtype=torch.float64)
+    sigmas, noises = sigma_from_t(times), seeded(3)
+    source, target = Prompted(SOURCE, 1.5), Prompted(TARGET, 5.5)
+    latents = independent(X0, sigmas, noises)
+    guesses = denoise_chain(source, latents, sigmas, levels_at_once=1)
+    recipe = Recipe("independent", strength=1.0)
+    chain = Trajectory(latents, sigmas, X0, recipe, denoised=guesses)
+    host = Host(cfg=5.5)
+    ours = edit_along(chain, host).run().latent
+
+    def velocity(model, z, t):
+        return (z - model(z / (1 - t), t / (1 - t))) / t
+
+    z_edit, again = X0, seeded(3)
+    drawn_noise = [again(X0) for _ in range(STEPS)]
+    for level in range(STEPS, 0, -1):
+        t, below = times[level], times[level - 1]
+        z_source = (1 - t) * X0 + t * drawn_noise[level - 1]
+        z_target = z_edit + z_source - X0
+        v = velocity(target, z_target, t) - velocity(source, z_source, t)
+        z_edit = z_edit + (below - t) * v
+    assert distance(ours, z_edit) < 1e-10  # times 5 at t = 0.8, and the guidance of 5.5
+    assert distance(ours, X0) > 0.05
+
+
+def test_where_nothing_is_edited_nothing_is_run():
+    chain = drawn(eta=1.0, strength=1.0, source="the same")
+    host = Host(keys={"target": "the same"})
+    done = edit_along(chain, host).run()
+    assert torch.equal(done.latent, X0)
+    assert host.runs == []
+    assert not torch.equal(edit_along(chain, Host(keys={"target": "other"})).run().latent, X0)
+
+
+# -- before and after ----------------------------------------------------------------------------
+
+
+def branches():
+    return Branches(Prompted(TARGET, CFG), Prompted(SOURCE, CFG))
+
+
+def test_what_comes_before_a_step_moves_the_target_alone():
+    met = []
+
+    def nudge(x, at):
+        met.append((at.step, at.steps, float(at.sigma)))
+        return x + 0.1
+
+    chain, model = recorded(), Prompted(TARGET, CFG)
+    done = Edit(chain, branches(), before=nudge).run()
+    x = chain.start
+    for level in range(STEPS, 0, -1):
+        c = SIGMAS[level - 1] / SIGMAS[level]
+        x = c * (x + 0.1) + (1 - c) * model(x + 0.1, SIGMAS[level])
+    assert distance(done.latent, x) < IDENTITY
+    assert torch.equal(done.source, X0)
+    assert met == [(i, STEPS, float(SIGMAS[STEPS - i])) for i in range(STEPS)]
+
+
+@dataclass
+class Mark:
+    """An after that notes what it was given, adds to the target, and may need the source."""
+
+    name: str
+    notes: list
+    needs: int = 0
+
+    def reads_source(self, at):
+        return at.step < self.needs
+
+    def __call__(self, rows, chain_next, at):
+        self.notes.append((self.name, at.step, chain_next, rows))
+        return rows._replace(target=rows.target + 1)
+
+
+def test_what_comes_after_a_step_is_called_in_order_with_the_chain_where_the_rows_are():
+    notes, chain = [], recorded()
+    Edit(chain, branches(), after=(Mark("a", notes), Mark("b", notes))).run()
+    assert [(n, i) for n, i, *_ in notes] == [(n, i) for i in range(STEPS) for n in "ab"]
+    for (_, i, chain_a, first), (_, _, chain_b, second) in zip(
+        notes[::2], notes[1::2], strict=True
+    ):
+        assert chain_a is chain_b
+        assert torch.equal(chain_a, chain.latents[STEPS - i - 1])
+        assert torch.equal(second.target, first.target + 1)
+        assert first.guess is not None
+
+
+def test_the_source_is_run_as_long_as_an_after_needs_it():
+    ran = []
+    record = lambda x, sigma: ran.append(x) or x
+    made = replace(branches(), record=record)
+    chain = recorded()
+    whole = Edit(chain, made, after=(Mark("a", [], needs=2),))
+    assert whole.source_rows == ["recorded"] * 2 + ["none"] * (STEPS - 2)
+    whole.run()
+    assert [torch.equal(x, chain.latents[STEPS - i]) for i, x in enumerate(ran)] == [True, True]
+    drifts = Edit(chain, made, correction=UNCORRECTED, after=(Mark("a", [], needs=2),))
+    assert drifts.source_rows == ["guided"] * 2 + ["none"] * (STEPS - 2)
+
+
+def test_a_step_may_be_taken_alone():
+    chain = recorded()
+    whole, rows = Edit(chain, branches()), Rows(chain.start, chain.start)
+    for i in range(STEPS):
+        rows = whole.step(i, rows)
+    assert torch.equal(rows.target, whole.run().latent)
+
+
+@pytest.mark.parametrize("step", [0, 3, STEPS - 1])
+def test_a_step_that_leaves_the_finite_numbers_is_named(step):
+    sigma = float(moment_at(SIGMAS, step).sigma)
+    broken = lambda x, s: x * float("nan") if float(s) == sigma else x
+    whole = Edit(recorded(), Branches(broken, broken))
+    with pytest.raises(PalimpsestError, match=f"at step {step + 1} of {STEPS} .sigma {sigma:.4g}"):
+        whole.run()
+
+
+def test_hooks_of_several_observers_all_look():
+    seen = []
+    watch = lambda name: lambda site, qkv: seen.append((name, site))
+    changes = lambda site, qkv: (qkv,)
+    both = together([Hooks(watch("a")), Hooks(changes), Hooks(watch("b"), watch("c"))])
+    site, qkv = Site("self", 0, "cond"), QKV(*torch.zeros(3, 1, 2, 4))
+    assert both.attention(site, qkv) == (qkv,)
+    assert [name for name, _ in seen] == ["a", "b"]
+    assert both.feature(site, torch.zeros(1)) is None
+    assert [name for name, _ in seen] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="2 hooks want to change"):
+        together([Hooks(changes), Hooks(changes)]).attention(site, qkv)
+    assert together([]) == NO_HOOKS
