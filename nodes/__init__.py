@@ -24,6 +24,7 @@ from .inversions import (
     null_text,
     proximal,
     style_diffusion,
+    uni_inv,
 )
 
 
@@ -42,6 +43,7 @@ class PalimpsestExtension(ComfyExtension):
             *style_diffusion.NODES,
             *edit_friendly.NODES,
             *cyclediffusion.NODES,
+            *uni_inv.NODES,
             *control.NODES,
             *edit.NODES,
             *sdedit.NODES,

@@ -13,6 +13,7 @@ from .errors import PalimpsestError
 from .inversion.edict import Coupled
 from .inversion.mapped_values import MappedValues
 from .inversion.negative_embedding import NegativeEmbedding
+from .inversion.uni_inv import Aligned
 from .old_formats import carried_before_3
 from .proximal import Proximal
 from .trajectory import Recipe, Trajectory
@@ -25,7 +26,7 @@ from .trajectory import Recipe, Trajectory
 FORMAT = 3
 
 #: What a file may carry besides the chain. A method that carries something adds its class.
-KINDS: tuple[type[Carried], ...] = (Coupled, MappedValues, NegativeEmbedding, Proximal)
+KINDS: tuple[type[Carried], ...] = (Aligned, Coupled, MappedValues, NegativeEmbedding, Proximal)
 
 #: Every number of a recipe is smaller than this.
 NUMBERS = 2**63

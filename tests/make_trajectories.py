@@ -32,6 +32,7 @@ def make_all() -> dict:
     from palimpsest.pipelines.inversion.noise_space import EDIT_FRIENDLY, cycle_diffusion
     from palimpsest.pipelines.inversion.null_text import NullText
     from palimpsest.pipelines.inversion.style_diffusion import Fitting
+    from palimpsest.pipelines.inversion.uni_inv import uni_inv
     from palimpsest.pipelines.proximal import Proximal
 
     demo = load_folder(ROOT / "demo" / "weights")
@@ -52,6 +53,7 @@ def make_all() -> dict:
         "null_latent": lambda: invert_null_text(picture(1.0), learned, variant="null-latent")[0],
         "style_diffusion": lambda: invert_style_diffusion(picture(CFG), fitted)[0],
         "edict": lambda: invert(picture(CFG), partial(couple, mixing=0.93))[0],
+        "uni_inv": lambda: invert(picture(1.0), uni_inv)[0],
         "edit_friendly": lambda: invert_noise(picture(1.0), EDIT_FRIENDLY, seed=1)[0],
         "cyclediffusion": lambda: invert_noise(picture(CFG), cycle_diffusion(), seed=1)[0],
     }

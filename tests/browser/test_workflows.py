@@ -57,6 +57,7 @@ RESULTS = {
     "sde_drag": {"dragged": "a yellow star on grass"},
     "copy_paste": {"result": "a yellow star on grass"},
     "edict": dict.fromkeys(["prompt", "control"], "a blue heart on grass"),
+    "uni_inv": dict.fromkeys(["prompt", "control"], "a blue heart on grass"),
     "edit_friendly": dict.fromkeys(["first", "second"], "a red star on grass"),
     "cyclediffusion": {"first": "a red star on grass", "second": "a red circle on grass"},
     "null_text": {"edit": "a blue heart on grass"},

@@ -15,6 +15,7 @@ from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.edict import Coupled
 from palimpsest.pipelines.inversion.mapped_values import MappedValues
 from palimpsest.pipelines.inversion.negative_embedding import NegativeEmbedding
+from palimpsest.pipelines.inversion.uni_inv import Aligned
 from palimpsest.pipelines.proximal import Proximal
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
 from palimpsest.pipelines.trajectory_file import KINDS, from_tensors, to_tensors
@@ -28,6 +29,7 @@ SIGMAS = geometric(STEPS)
 EXAMPLES = {
     NegativeEmbedding: NegativeEmbedding(picture(STEPS, 1, 2, 3), "source", 7.5),
     MappedValues: MappedValues(picture(STEPS, 2, 1, 2, 3), 5.0, 0.5),
+    Aligned: Aligned(picture(*LATENTS[1:].shape), picture(*LATENTS[1:].shape, seed=1)),
     Coupled: Coupled(LATENTS + 1, picture(STEPS, 2, *LATENTS.shape[1:]), 0.93, 1),
     Proximal: Proximal("hard", 0.25, pull=0.5),
 }

@@ -1,0 +1,176 @@
+"""Uni-Inv: every level asks the model where the last velocity leads, and the edit asks there too.
+
+In the coordinates y = g x, in which the family moves on straight lines in a time tau (x itself in
+sigma for eps and v prediction, z in t for rectified flow), a step up from level k is
+
+    y^ = y + (tau' - tau) V              where the velocity of the step before leads
+    D = denoise(a, sigma')               a = y^ / g', labelled with the level one goes to
+    V' = (y^ - D) / tau'
+    y' = y + (tau' - tau) V'
+
+with V = 0 at the image: one evaluation a level, nearer to where the step down will ask than that of
+DDIM inversion. Plain steps lead back to the picture up to the square of a step, not the step.
+
+The points a and the guesses D are kept. An edit walks its distance e from the chain, and asks the
+target where the source was asked:
+
+    e_next = c e + (1 - c) (denoise_tgt(a + e, sigma) - D)
+
+A target that says what the source said leaves e at zero: the picture comes back by construction, at
+the cost of the target's rows alone, and what a control reads of the source was seen at the same
+point under the same label.
+
+References:
+    Jiao et al. 2025, UniEdit-Flow: Unleashing Inversion and Editing in the Era of Flow Models,
+        arXiv:2504.13109 (Uni-Inv; its first velocity is zero here)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..attention.bank import Bank, beside_source, source_roles
+from ..carried import Carried
+from ..couplings import OnStep
+from ..denoiser import Denoiser
+from ..editing import Edited, Editing
+from ..errors import PalimpsestError
+from ..finite import check_finite
+from ..lending import Asked, Lender
+from ..recording import Recorded
+from ..schedule import Family, check_rising, moment_at, step_down
+from ..trajectory import Recipe, Trajectory
+
+
+def uni_inv(
+    denoise: Denoiser,
+    x0: Tensor,
+    sigmas: Tensor,
+    *,
+    family: Family,
+    on_step: OnStep | None = None,
+) -> Recorded:
+    """Invert an image by Uni-Inv. A `recording.Inversion`.
+
+    Raises:
+        PalimpsestError: If the levels do not rise, or the latents stop being finite.
+    """
+    check_rising(sigmas)
+    straight = family.straight(sigmas)
+    times, y, velocity = straight * sigmas, straight[0] * x0, torch.zeros_like(x0)
+    latents, points, guesses = [x0], [], []
+    for level in range(1, len(sigmas)):
+        ahead = times[level] - times[level - 1]
+        led = y + ahead * velocity
+        point = led / straight[level]
+        denoised = denoise(point, sigmas[level])
+        velocity = (led - denoised) / times[level]
+        y = y + ahead * velocity
+        latents.append(y / straight[level])
+        step = len(sigmas) - 1 - level
+        check_finite(latents[-1], moment_at(sigmas, step), what="inversion")
+        points.append(point)
+        guesses.append(denoised)
+        if on_step:
+            on_step(level, latents[-1], denoised)
+    aligned = Aligned(torch.stack(points), torch.stack(guesses))
+    return Recorded(torch.stack(latents), Recipe("uni-inv"), carried=(aligned,))
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned(Carried):
+    """Where an inversion asked the model, and what it was told.
+
+    Attributes:
+        points: [N, B, C, ...] the latents shown at the levels 1 to N, in x.
+        guesses: [N, B, C, ...] the source's denoised guesses there.
+    """
+
+    name: ClassVar[str] = "aligned points"
+    own_loop: ClassVar[str] = "Uni-Inv's, whose evaluation points"
+
+    points: Tensor
+    guesses: Tensor
+
+    def check(self, trajectory: Trajectory) -> None:
+        """Refuse another number or size of points, and what would touch the chain alone."""
+        wanted = tuple(trajectory.latents[1:].shape)
+        for name, tensor in self.tensors.items():
+            if tuple(tensor.shape) != wanted:
+                raise PalimpsestError(
+                    f"The trajectory's {name} are {tuple(tensor.shape)}, they must be {wanted}: "
+                    "one for each level above the lowest."
+                )
+        if len(trajectory.carried) > 1:
+            raise PalimpsestError(
+                "Proximal Guidance draws an edit back between two steps, Uni-Inv walks its "
+                "distance from the picture: take the trajectory of another Invert node."
+            )
+
+    def loop(
+        self, trajectory: Trajectory, lender: Lender, bank: Bank | None, mask: Tensor | None
+    ) -> Editing:
+        """The edit at the points."""
+        record, target = None, Asked("target")
+        if bank is not None:
+            recorded = Asked("source", hooks=bank.recording)
+            record = lender.recorder(recorded, source_roles(bank.control))
+            target = Asked("target", hooks=bank.injecting)
+        return AlignedEdit(trajectory, self, lender.denoiser(target), record, bank, mask)
+
+    def told(self, trajectory: Trajectory, cfg: float) -> str:
+        """That correction has no part in it."""
+        return "correction is not read: nothing drifts"
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedEdit:
+    """One edit at recorded points: all that is fixed before its first step.
+
+    Attributes:
+        trajectory: The chain.
+        aligned: Its points and guesses.
+        target: Guided by the target prompt; reads the bank.
+        record: The source rows that a control reads; fills the bank. None without a control.
+        bank: What the source leaves for the target, if there is a control.
+        mask: [1 or B, 1, h, w] in 0..1; where it is 0 the picture is kept.
+    """
+
+    trajectory: Trajectory
+    aligned: Aligned
+    target: Denoiser
+    record: Denoiser | None = None
+    bank: Bank | None = None
+    mask: Tensor | None = None
+
+    def run(self, on_step: OnStep | None = None, *, start: Tensor | None = None) -> Edited:
+        """Walk all steps; see `Edit.run`."""
+        trajectory = self.trajectory
+        apart = torch.zeros_like(trajectory.start)
+        if start is not None:
+            apart = start - trajectory.start
+        for i in range(trajectory.steps):
+            apart, guess = self.step(i, apart)
+            if on_step:
+                on_step(i + 1, trajectory.latents[trajectory.steps - i - 1] + apart, guess)
+        return Edited(trajectory.latents[0] + apart, trajectory.latents[0])
+
+    def step(self, i: int, apart: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the distance from the chain over step `i`; it and the target's guess.
+
+        Args:
+            i: Counts from the noisiest level.
+            apart: [B, C, ...] e, at the level of the step.
+        """
+        at, level = moment_at(self.trajectory.sigmas, i), self.trajectory.steps - i
+        c = step_down(at.sigma, self.trajectory.sigmas[level - 1]).c
+        point, known = self.aligned.points[level - 1], self.aligned.guesses[level - 1]
+        with beside_source(self.bank, self.record, at, point):
+            guess = self.target(point + apart, at.sigma)
+        apart = c * apart + (1 - c) * (guess - known)
+        check_finite(apart, at)
+        return apart if self.mask is None else self.mask * apart, guess
