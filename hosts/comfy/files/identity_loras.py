@@ -7,7 +7,7 @@ import folder_paths
 
 from ....pipelines.errors import PalimpsestError
 from ..learning.identity import IdentityLora
-from .numbered import write_numbered
+from .numbered import write_tensors
 
 
 def lora_place(prefix: str) -> Path:
@@ -38,4 +38,4 @@ def save_lora(lora: IdentityLora, place: Path) -> Path:
     """
     about = {"steps": len(lora.losses), "loss before": lora.before, "loss after": lora.after}
     text = {"format": "pt", "palimpsest_identity": json.dumps(about)}
-    return write_numbered(place, lora.weights, text, "The LoRA")
+    return write_tensors(place, lora.weights, text, "The LoRA")

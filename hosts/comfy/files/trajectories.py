@@ -1,5 +1,9 @@
 """Trajectories on ComfyUI's wires and in its folders."""
 
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import comfy.model_management
@@ -16,7 +20,7 @@ from ....pipelines.trajectory_file import from_tensors, to_tensors
 from ..coordinates import rising_sigmas, space_of
 from ..fingerprint import describe
 from ..refusals import check_samples
-from .numbered import SUFFIX, write_numbered
+from .numbered import SUFFIX, write_tensors
 
 
 def trajectory_from_latents(model: ModelPatcher, samples: Tensor, sigmas: Tensor) -> Trajectory:
@@ -57,15 +61,31 @@ def save_trajectory(trajectory: Trajectory, prefix: str) -> Path:
             f"The file name prefix {prefix!r} leaves ComfyUI's output folder: "
             "use a name such as trajectories/cat."
         )
-    return write_numbered(wanted, *to_tensors(trajectory), "The trajectory")
+    return write_tensors(wanted, *to_tensors(trajectory), "The trajectory")
 
 
 def trajectory_files() -> list[str]:
     """Names of the files that Load Trajectory offers: those in the input and output folders."""
-    names = []
-    for folder, mark in _folders():
-        names += [f"{p.relative_to(folder).as_posix()}{mark}" for p in folder.rglob(f"*{SUFFIX}")]
-    return sorted(names)
+    return sorted(
+        f"{path.relative_to(folder).as_posix()}{mark}"
+        for folder, mark in _folders()
+        for path in _named(folder)
+        if _holds_something(path)
+    )
+
+
+def _named(folder: Path) -> Iterator[Path]:
+    """What ends as our files do; unlike rglob, a walk bears folders that vanish meanwhile."""
+    for path, _, names in os.walk(folder):
+        yield from (Path(path, name) for name in names if name.endswith(SUFFIX))
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether it is a file with something in it; a link may lead nowhere, or to itself."""
+    with suppress(OSError):
+        found = path.stat()
+        return stat.S_ISREG(found.st_mode) and found.st_size > 0
+    return False
 
 
 def _folders() -> list[tuple[Path, str]]:
