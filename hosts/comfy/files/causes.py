@@ -6,6 +6,8 @@ import re
 
 from safetensors import SafetensorError
 
+from ....pipelines.errors import quoted
+
 #: Cause and cure of what systems report.
 CAUSES = {
     errno.ENOSPC: "the disk is full: free some space",
@@ -24,6 +26,17 @@ CAUSES = {
     errno.EIO: "the disk reports an error: check it, or choose a folder on another one",
     errno.EMFILE: "too many files are open: restart ComfyUI",
 }
+
+
+def not_written(what: str, name: str, why: str) -> str:
+    """The sentence for a file that cannot be written.
+
+    Args:
+        what: What it is called, to begin a sentence.
+        name: Its name.
+        why: Cause and cure, of `CAUSES`.
+    """
+    return f"{what} could not be written to {quoted(name)}, because {why}."
 
 
 def cause(error: OSError | SafetensorError) -> str:

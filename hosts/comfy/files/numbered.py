@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ....pipelines.errors import PalimpsestError, quoted
-from .causes import cause
+from ....pipelines.errors import PalimpsestError
+from .causes import cause, not_written
 
 SUFFIX = ".safetensors"
 
@@ -78,10 +78,8 @@ def write_numbered(place: Path, ending: str, write: Callable[[Path], None], what
             path = _under_a_free_name(made, place, ending)
         _to_disk(place.parent)
     except (OSError, SafetensorError) as error:
-        name = quoted(f"{place.name}{ending}")
-        raise PalimpsestError(
-            f"{what} could not be written to {name}, because {cause(error)}."
-        ) from error
+        why = not_written(what, place.name + ending, cause(error))
+        raise PalimpsestError(why) from error
     return path
 
 
