@@ -123,6 +123,7 @@ class SaveTrajectory(io.ComfyNode):
                     "filename_prefix",
                     default="trajectories/palimpsest",
                     tooltip="Name, with folders if you like, inside the output folder.",
+                    extra_dict={"palimpsest_file_name": True},
                 ),
             ],
             outputs=[],

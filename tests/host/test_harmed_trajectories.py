@@ -265,7 +265,9 @@ TEXTS = {
     "a version of 5000 digits": {"palimpsest_trajectory": "9" * 5000},
     "a version of other digits": {"palimpsest_trajectory": "²"},
     "a deep recipe": {"recipe": "[" * 100_000 + "]" * 100_000},
-    "a deep field": {"recipe": json.dumps(recipe())[:-1] + ', "x": ' + "[" * 500 + "]" * 500 + "}"},
+    "a deep field": {
+        "recipe": json.dumps(recipe())[:-1] + ', "x": ' + "[" * 50_000 + "]" * 50_000 + "}"
+    },
     "a field of 5000 digits": {"recipe": '{"method": "ddim", "rows": ' + "9" * 5000 + "}"},
     "a field of 400 digits": {"recipe": '{"method": "ddim", "cfg": ' + "9" * 400 + "}"},
 }
