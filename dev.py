@@ -8,15 +8,18 @@
     python dev.py train [...]          train the embedded demo model anew
 
 What follows GROUP, NAME or train is handed on: to pytest, to the benchmark, to the training.
+COMMAND --help, and bench NAME --help, say more; they install nothing.
 The first command makes an environment under .dev/, which takes a while; later ones start at once.
 COMFYUI_PATH=DIR takes the ComfyUI in DIR (but none of its folders), CHROMIUM=FILE that browser.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import itertools
 import os
 import re
@@ -346,7 +349,7 @@ def need_chromium() -> None:
 
 
 def demo() -> int:
-    """Run the demo workflow on a real server."""
+    """Run the demo workflow on a real ComfyUI, and say where the edited picture is."""
     folder = DEV / "demo"
     folder.mkdir(exist_ok=True)
     log = folder / "server.log"
@@ -378,40 +381,103 @@ def _names_tests(argument: str) -> bool:
 
 
 def comfy() -> int:
-    """Keep a server up until Ctrl-C."""
+    """Start ComfyUI with the pack in it for your browser, and keep it up until Ctrl-C."""
     with serve(DEV / "comfy") as (url, server):
         print(f"\nComfyUI with Palimpsest: {url}   (Ctrl-C ends it)\n", flush=True)
         return server.wait()
 
 
-def bench(name: str = "", *arguments: str) -> int:
-    """Run a benchmark."""
-    files = sorted((ROOT / "benchmarks").glob("*.py"))
-    names = [path.stem for path in files if "\ndef main(" in read(path)]
-    if name not in names:
-        raise DevError(f"There is no benchmark {name!r}; choose one of: {', '.join(names)}.")
+def bench(name: str, *arguments: str) -> int:
+    """Run a benchmark; what follows its name is its own."""
     return call_main(f"benchmarks.{name}", list(arguments))
 
 
 def train(*arguments: str) -> int:
-    """Train the demo model."""
+    """Train the demo model anew; what follows is its own."""
     return call_main("demo.train", list(arguments))
 
 
 COMMANDS: dict[str, Callable[..., int]] = {
     command.__name__: command for command in (demo, test, comfy, bench, train)
 }
+HELP = ("-h", "--help")
+
+
+# --- what a command is told, looked at before anything is installed
+
+
+def check(command: str, arguments: list[str]) -> None:
+    """Refuse what a command does not take; options that are handed on are checked where they go."""
+    if command in ("demo", "comfy") and arguments:
+        raise DevError(f"{command} takes nothing more, got {' '.join(arguments)!r}.")
+    if command == "bench" and arguments[:1] not in [[name] for name in benchmarks()]:
+        name = arguments[0] if arguments else ""
+        known = ", ".join(benchmarks())
+        raise DevError(f"There is no benchmark {name!r}; choose one of: {known}.")
+    if command == "test":
+        other = next(itertools.dropwhile(_names_tests, arguments), "-")
+        if not other.startswith("-"):
+            groups = ", ".join(GROUPS)
+            raise DevError(f"There are no tests {other!r}; choose some of {groups}, or a file.")
+
+
+def benchmarks() -> list[str]:
+    """The names that bench takes."""
+    files = sorted((ROOT / "benchmarks").glob("*.py"))
+    return [path.stem for path in files if "\ndef main(" in read(path)]
+
+
+def help_of(command: str, arguments: list[str]) -> str | None:
+    """What --help says, where it was asked for; None elsewhere."""
+    named = command == "bench" and arguments[:1] and arguments[0] in benchmarks()
+    asked = arguments[1:] if named else arguments
+    if command == "test":
+        asked = list(itertools.dropwhile(_names_tests, arguments))
+    if not set(asked[:1]) & set(HELP):
+        return None
+    usage = re.search(rf"(?m)^    (python dev.py {command}\b.*?)(?:  .*)?$", __doc__)[1]
+    lines = [usage, "", inspect.getdoc(COMMANDS[command])]
+    if named:
+        lines += ["", *options_of(ROOT / "benchmarks" / f"{arguments[0]}.py")]
+    elif command == "bench":
+        lines += ["", f"NAME is one of: {', '.join(benchmarks())}."]
+    elif command == "train":
+        lines += ["", *options_of(ROOT / "demo" / "train.py")]
+    elif command == "test":
+        lines += ["", "What follows is handed on to pytest, -k WORDS or -x for instance."]
+    return "\n".join(lines)
+
+
+def options_of(path: Path) -> list[str]:
+    """What a program says of itself and of its options, read off its source."""
+    tree = ast.parse(read(path))
+    lines = [ast.get_docstring(tree), ""]
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".add_argument"):
+            names = ", ".join(name.value for name in call.args)
+            told = next((word.value for word in call.keywords if word.arg == "help"), None)
+            told = told.value if isinstance(told, ast.Constant) else ""
+            lines.append(f"    {names:<24}{told}".rstrip())
+    return lines
 
 
 def main(arguments: list[str]) -> int:
     """Run the command that the arguments name."""
     if sys.version_info < (3, 10):  # noqa: UP036  (a sentence instead of pip's puzzle)
         raise DevError(f"Palimpsest needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
-    if not arguments or arguments[0] not in COMMANDS:
+    if not arguments or arguments[0] in HELP:
         print(__doc__)
-        return 0 if arguments in ([], ["-h"], ["--help"]) else 2
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        raise DevError(f"There is no command {command!r}; choose one of: {', '.join(COMMANDS)}.")
+    told = help_of(command, rest)
+    if told is not None:
+        print(told)
+        return 0
+    check(command, rest)
     make_environment()
-    return COMMANDS[arguments[0]](*arguments[1:])
+    return COMMANDS[command](*rest)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ class IdentityLoraNode(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="A file name for Load LoRA, inside output/loras; empty writes no file.",
+                    extra_dict={"palimpsest_file_name": True},
                 ),
             ],
             outputs=[

@@ -9,6 +9,7 @@ from ..hosts.comfy.files.trajectories import (
     trajectory_files,
     trajectory_from_latents,
     trajectory_path,
+    trajectory_place,
 )
 from ..pipelines.errors import PalimpsestError
 from .wires import Trajectory
@@ -122,11 +123,22 @@ class SaveTrajectory(io.ComfyNode):
                     "filename_prefix",
                     default="trajectories/palimpsest",
                     tooltip="Name, with folders if you like, inside the output folder.",
+                    extra_dict={"palimpsest_file_name": True},
                 ),
             ],
             outputs=[],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix) -> bool | str:
+        if filename_prefix is None:  # it comes by wire, when the node runs
+            return True
+        try:
+            trajectory_place(filename_prefix)
+        except PalimpsestError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(cls, trajectory, filename_prefix) -> io.NodeOutput:

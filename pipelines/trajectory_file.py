@@ -76,7 +76,7 @@ def from_tensors(
     Raises:
         PalimpsestError: If it is no trajectory, of a newer format, or damaged.
     """
-    version = _version(about, name)
+    version = read_format(about, name)
     missing = set(ALWAYS) - tensors.keys()
     if missing:
         raise PalimpsestError(
@@ -101,8 +101,12 @@ def from_tensors(
         raise PalimpsestError(f"{name} is damaged. {error} Save the trajectory again.") from error
 
 
-def _version(about: Mapping[str, str], name: str) -> int:
-    """The format of a file."""
+def read_format(about: Mapping[str, str], name: str) -> int:
+    """The format of a file, by its text alone: a host may ask before it reads the tensors.
+
+    Raises:
+        PalimpsestError: If it is no trajectory, or of a newer format.
+    """
     version = about.get("palimpsest_trajectory")
     if version is None:
         raise PalimpsestError(

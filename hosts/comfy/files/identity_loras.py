@@ -5,25 +5,20 @@ from pathlib import Path
 
 import folder_paths
 
-from ....pipelines.errors import PalimpsestError
 from ..learning.identity import IdentityLora
-from .numbered import write_numbered
+from .names import Kind, place_for
+from .numbered import SUFFIX, write_tensors
 
 
 def lora_place(prefix: str) -> Path:
     """Where a LoRA of this name goes, without its number: inside the output folder's loras.
 
     Raises:
-        PalimpsestError: If the prefix leaves that folder.
+        PalimpsestError: If no LoRA of that name can be written.
     """
-    folder = (Path(folder_paths.get_output_directory()) / "loras").resolve()
-    wanted = folder if "\0" in prefix else (folder / prefix).resolve()
-    if wanted == folder or not wanted.is_relative_to(folder):
-        raise PalimpsestError(
-            f"The file name {prefix!r} leaves the loras folder of ComfyUI's output folder: "
-            "use a name such as cat."
-        )
-    return wanted
+    folder = Path(folder_paths.get_output_directory()) / "loras"
+    where = "the loras folder of ComfyUI's output folder"
+    return place_for(prefix, Kind("The LoRA", folder, where, "cat", SUFFIX))
 
 
 def save_lora(lora: IdentityLora, place: Path) -> Path:
@@ -38,4 +33,4 @@ def save_lora(lora: IdentityLora, place: Path) -> Path:
     """
     about = {"steps": len(lora.losses), "loss before": lora.before, "loss after": lora.after}
     text = {"format": "pt", "palimpsest_identity": json.dumps(about)}
-    return write_numbered(place, lora.weights, text, "The LoRA")
+    return write_tensors(place, lora.weights, text, "The LoRA")

@@ -8,6 +8,7 @@ import folder_paths
 from torch import Tensor
 
 from ...drawing.sheet import as_picture
+from .numbered import write_numbered
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,16 @@ class SavedPicture:
 
 
 def save_picture(image: Tensor, prefix: str) -> SavedPicture:
-    """Save a picture [H, W, 3] as PNG in the output folder, under the next free number."""
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+    """Save a picture [H, W, 3] as PNG in the output folder, under the next free number.
+
+    Raises:
+        PalimpsestError: If it cannot be written.
+    """
+    folder, name, _, subfolder, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory(), image.shape[1], image.shape[0]
     )
-    file = f"{name}_{counter:05}_.png"
-    as_picture(image).save(Path(folder) / file)
-    return SavedPicture(file, subfolder)
+    picture = as_picture(image)
+    path = write_numbered(
+        Path(folder) / name, "_.png", lambda path: picture.save(path, "PNG"), "The picture"
+    )
+    return SavedPicture(path.name, subfolder)

@@ -1,22 +1,30 @@
 """Trajectories on ComfyUI's wires and in its folders."""
 
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import comfy.model_management
 import comfy.samplers
 import folder_paths
-import safetensors
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....pipelines.errors import PalimpsestError
+from ....pipelines.errors import PalimpsestError, quoted
 from ....pipelines.schedule import check_falling
 from ....pipelines.trajectory import Recipe, Trajectory
 from ....pipelines.trajectory_file import from_tensors, to_tensors
 from ..coordinates import rising_sigmas, space_of
 from ..fingerprint import describe
 from ..refusals import check_samples
-from .numbered import SUFFIX, write_numbered
+from .names import Kind, place_for
+from .numbered import SUFFIX, write_tensors
+from .trajectory_reader import read_trajectory_file
+
+#: What one is called, to begin a sentence about its file.
+TRAJECTORY = "The trajectory"
 
 
 def trajectory_from_latents(model: ModelPatcher, samples: Tensor, sigmas: Tensor) -> Trajectory:
@@ -48,24 +56,46 @@ def save_trajectory(trajectory: Trajectory, prefix: str) -> Path:
     """Write a trajectory into ComfyUI's output folder under a name that is still free.
 
     Raises:
-        PalimpsestError: If the prefix leaves the folder, or nothing can be written.
+        PalimpsestError: If no file of that name can be written.
     """
-    output = Path(folder_paths.get_output_directory()).resolve()
-    wanted = (output / prefix).resolve()
-    if not prefix.strip() or wanted == output or not wanted.is_relative_to(output):
-        raise PalimpsestError(
-            f"The file name prefix {prefix!r} leaves ComfyUI's output folder: "
-            "use a name such as trajectories/cat."
-        )
-    return write_numbered(wanted, *to_tensors(trajectory), "The trajectory")
+    place = trajectory_place(prefix)
+    return write_tensors(place, *to_tensors(trajectory), TRAJECTORY)
+
+
+def trajectory_place(prefix: str) -> Path:
+    """Where a trajectory of this name goes, without its number: inside the output folder.
+
+    Raises:
+        PalimpsestError: If no trajectory of that name can be written.
+    """
+    folder = Path(folder_paths.get_output_directory())
+    where = "ComfyUI's output folder"
+    return place_for(prefix, Kind(TRAJECTORY, folder, where, "trajectories/cat", SUFFIX))
 
 
 def trajectory_files() -> list[str]:
     """Names of the files that Load Trajectory offers: those in the input and output folders."""
-    names = []
-    for folder, mark in _folders():
-        names += [f"{p.relative_to(folder).as_posix()}{mark}" for p in folder.rglob(f"*{SUFFIX}")]
-    return sorted(names)
+    return sorted(
+        f"{path.relative_to(folder).as_posix()}{mark}"
+        for folder, mark in _folders()
+        for path in _named(folder)
+        if _is_offered(path, folder)
+    )
+
+
+def _named(folder: Path) -> Iterator[Path]:
+    """What ends as our files do; unlike rglob, a walk bears folders that vanish meanwhile."""
+    for path, _, names in os.walk(folder):
+        yield from (Path(path, name) for name in names if name.endswith(SUFFIX))
+
+
+def _is_offered(path: Path, folder: Path) -> bool:
+    """Whether it is a file with something in it; a link may leave, lead nowhere, or to itself."""
+    with suppress(OSError, RuntimeError):
+        found = path.stat()
+        filled = stat.S_ISREG(found.st_mode) and found.st_size > 0
+        return filled and path.resolve().is_relative_to(folder)
+    return False
 
 
 def _folders() -> list[tuple[Path, str]]:
@@ -85,16 +115,26 @@ def trajectory_path(name: str) -> Path:
         (pair for pair in reversed(_folders()) if pair[1] and name.endswith(pair[1])),
         _folders()[0],
     )
-    path = (folder / name.removesuffix(mark)).resolve()
-    if not path.is_relative_to(folder) or path.suffix != SUFFIX:
+    path = _resolved(folder / name.removesuffix(mark))
+    if path is not None and not (path.is_relative_to(folder) and path.suffix == SUFFIX):
         raise PalimpsestError(
-            f"The trajectory file {name!r} is not a {SUFFIX} file inside ComfyUI's input or output "
-            "folder: choose one from the list, or upload it."
+            f"The trajectory file {quoted(name)} is not a {SUFFIX} file inside ComfyUI's input or "
+            "output folder: choose one from the list, or upload it."
         )
-    if not path.is_file():
+    if path is None or not path.is_file():
         raise PalimpsestError(
-            f"There is no trajectory file {name!r}: choose one from the list, or upload it."
+            f"There is no trajectory file {quoted(name)}: choose one from the list, or upload it."
         )
+    return path
+
+
+def _resolved(path: Path) -> Path | None:
+    """Where a path leads; None where it can lead nowhere: a NUL, too long, a loop of links."""
+    try:
+        path = path.resolve()
+        path.is_file()
+    except (OSError, ValueError, RuntimeError):
+        return None
     return path
 
 
@@ -102,17 +142,8 @@ def load_trajectory(name: str) -> Trajectory:
     """Read a trajectory by the name that `trajectory_files` gave.
 
     Raises:
-        PalimpsestError: If it leaves the folders, is damaged, or is no trajectory.
+        PalimpsestError: If it leaves the folders, is damaged, is no trajectory, or is too large.
     """
-    path = trajectory_path(name)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            about = file.metadata() or {}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise PalimpsestError(
-            f"The trajectory file {name!r} is damaged or not a safetensors file ({error}): "
-            "save the trajectory again."
-        ) from error
+    tensors, about = read_trajectory_file(trajectory_path(name), name)
     kept = comfy.model_management.intermediate_device()
     return from_tensors(tensors, about, name=name).to(kept)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import comfy.ops
 import comfy.sd
 import comfy.utils
 import torch
@@ -23,21 +24,22 @@ from comfy.sdxl_clip import SDXLClipModel, SDXLTokenizer
 from comfy.supported_models_base import ClipTarget
 from torch import Tensor, nn
 
-from ....pipelines.errors import PalimpsestError
+from ....pipelines.errors import PalimpsestError, quoted
+from .config import number, read_config, whole, words, wrong_field
 from .tokenizer import FolderTokenizer, read_tokenizer
-from .weights import load_weights, read_json, read_weights
+from .weights import load_weights, read_weights
 
-#: transformers' defaults of the keys that ComfyUI reads, for configs that leave them out.
-DEFAULTS = {
-    "vocab_size": 49408,
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "projection_dim": 512,
+#: What is read of a config.json, with transformers' defaults for what it leaves out.
+FIELDS = {
+    "vocab_size": whole(2, 2**21, 49408),
+    "hidden_size": whole(1, 2**16, 512),
+    "intermediate_size": whole(1, 2**18, 2048),
+    "num_hidden_layers": whole(1, 128, 12),
+    "num_attention_heads": whole(1, 1024, 8),
+    "max_position_embeddings": whole(3, 2**14, 77),
+    "hidden_act": words("quick_gelu"),
+    "layer_norm_eps": number(0, 1, 1e-5),
+    "projection_dim": whole(1, 2**16, 512),
 }
 
 #: transformers' names of activations, in the words of comfy.clip_model.ACTIVATIONS.
@@ -105,16 +107,26 @@ def text_parts(folder: Path) -> list[str]:
 
 def text_widths(folder: Path) -> tuple[int, int]:
     """Channels of a token's embedding, and of the pooled output of the last encoder."""
-    configs = [DEFAULTS | read_json(folder / part / "config.json") for part in text_parts(folder)]
+    configs = [_read_config(folder, part) for part in text_parts(folder)]
     return sum(config["hidden_size"] for config in configs), configs[-1]["projection_dim"]
 
 
+def _read_config(folder: Path, part: str) -> dict[str, Any]:
+    path = folder / part / "config.json"
+    config = read_config(path, FIELDS)
+    heads = config["num_attention_heads"]
+    if config["hidden_size"] % heads:
+        said = f"a number that divides the hidden_size {config['hidden_size']}"
+        raise wrong_field(path, "num_attention_heads", heads, said)
+    return config
+
+
 def _read_encoder(folder: Path, part: str, *, alone: bool) -> TextEncoder:
-    config = DEFAULTS | read_json(folder / part / "config.json")
+    config = _read_config(folder, part)
     if config["hidden_act"] not in ACTIVATIONS:
         raise PalimpsestError(
-            f"The {part} of this folder has hidden_act = {config['hidden_act']!r}: ComfyUI's own "
-            f"knows {', '.join(ACTIVATIONS)}; choose a model with one of these."
+            f"The {part} of this folder has hidden_act = {quoted(config['hidden_act'])}: ComfyUI's "
+            f"own knows {', '.join(ACTIVATIONS)}; choose a model with one of these."
         )
     if not alone and config["num_hidden_layers"] < 2:
         raise PalimpsestError(
@@ -131,8 +143,17 @@ def _read_encoder(folder: Path, part: str, *, alone: bool) -> TextEncoder:
         name = "clip_l" if config["hidden_act"] == "quick_gelu" else "clip_h"
     else:
         name = "clip_l" if part == "text_encoder" else "clip_g"
+    _rehearse(part, config, weights)
     tokenizer = read_tokenizer(folder / part.replace("text_encoder", "tokenizer"), config, name)
     return TextEncoder(part, name, config, weights, tokenizer)
+
+
+def _rehearse(part: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that do not fit before room is made for them, however much a config asks."""
+    text = FolderTextModel(
+        {**config, "eos_token_id": 0}, None, torch.device("meta"), comfy.ops.disable_weight_init
+    )
+    load_weights(text, weights, part=part, assign=True)
 
 
 def _named(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

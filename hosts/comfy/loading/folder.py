@@ -1,6 +1,6 @@
 """A diffusers pipeline folder as ComfyUI's own MODEL, CLIP and VAE."""
 
-import os
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,12 +8,13 @@ import comfy.sd
 import folder_paths
 from comfy.model_patcher import ModelPatcher
 
-from ....pipelines.errors import PalimpsestError
+from ....pipelines.errors import QUOTED, PalimpsestError, quoted
 from .clip import load_clip, text_parts, text_widths
+from .search import model_folders
 from .unet import load_unet
 from .unet_shape import UNetShape, read_shape
-from .vae import load_vae, preview_colors
-from .weights import read_index, read_json
+from .vae import load_vae, preview_colors, read_vae_config
+from .weights import read_index
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ def _check_parts(folder: Path, shape: UNetShape) -> None:
             "the folder again or choose another model."
         )
     context, pooled = text_widths(folder)
-    latent = read_json(folder / "vae" / "config.json").get("latent_channels", 4)
+    latent = read_vae_config(folder)["latent_channels"]
     _fit(folder, "text encoders give", context, "numbers a token", config["context_dim"])
     _fit(folder, "vae gives", latent, "latent channels", config["out_channels"])
     if shape.time_id_width:
@@ -90,10 +91,12 @@ def resolve_diffusers_folder(name: str) -> Path:
     folders = _folders()
     if name not in folders:
         where = ", ".join(folder_paths.get_folder_paths("diffusers"))
-        known = ", ".join(sorted(folders)) or "none yet"
+        known = textwrap.shorten(
+            ", ".join(sorted(folders)) or "none yet", QUOTED, placeholder="..."
+        )
         raise PalimpsestError(
-            f"There is no diffusers model folder {name!r}: it must be one of those under {where} "
-            f"({known}); put the model there and reload the page."
+            f"There is no diffusers model folder {quoted(name)}: it must be one of those under "
+            f"{where} ({known}); put the model there and reload the page."
         )
     return folders[name]
 
@@ -101,9 +104,6 @@ def resolve_diffusers_folder(name: str) -> Path:
 def _folders() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in map(Path, folder_paths.get_folder_paths("diffusers")):
-        # Links are followed, as core does: people keep their models on other disks.
-        for path, folders, files in os.walk(root, followlinks=True):
-            if "model_index.json" in files:
-                found.setdefault(Path(path).relative_to(root).as_posix(), Path(path))
-                folders.clear()
+        for path in model_folders(root):
+            found.setdefault(path.relative_to(root).as_posix(), path)
     return found

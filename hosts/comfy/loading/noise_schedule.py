@@ -10,14 +10,30 @@ import torch
 from comfy.model_sampling import rescale_zero_terminal_snr_sigmas
 from torch import Tensor
 
-from ....pipelines.errors import PalimpsestError
-from .weights import read_json
+from ....pipelines.errors import PalimpsestError, quoted
+from .config import flag, listed, number, read_config, whole, words
 
 #: diffusers' names of beta schedules, in ComfyUI's words.
 BETA_SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear"}
 
 #: diffusers' names of what a network predicts, in the words of comfy.model_base.ModelType.
 PREDICTIONS = {"epsilon": "EPS", "v_prediction": "V_PREDICTION"}
+
+#: A beta is a part of what is there; 1 would leave nothing of the picture, 0 adds no noise.
+BETA = number(1e-9, 0.999999)
+MOST_STEPS = 100_000
+
+#: What is read of scheduler_config.json.
+FIELDS = {
+    "_class_name": words("scheduler"),
+    "prediction_type": words("epsilon"),
+    "trained_betas": listed(BETA, least=2, most=MOST_STEPS),
+    "beta_start": BETA,
+    "beta_end": BETA,
+    "beta_schedule": words("linear"),
+    "rescale_betas_zero_snr": flag(),
+    "num_train_timesteps": whole(2, MOST_STEPS, 1000),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,20 +58,19 @@ def read_schedule(folder: Path) -> NoiseSchedule:
     Raises:
         PalimpsestError: If it is no schedule of betas, or predicts something else than noise or v.
     """
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
-    prediction = config.get("prediction_type") or "epsilon"
+    config = read_config(folder / "scheduler" / "scheduler_config.json", FIELDS)
+    prediction = config["prediction_type"]
     if prediction not in PREDICTIONS:
         raise _refusal(config, "prediction_type", prediction, PREDICTIONS)
-    trained = config.get("trained_betas")
-    if trained is None and None in (config.get("beta_start"), config.get("beta_end")):
+    trained = config["trained_betas"]
+    if trained is None and None in (config["beta_start"], config["beta_end"]):
         raise PalimpsestError(
-            f"The scheduler of this folder is a {config.get('_class_name')} without betas: it must "
+            f"The scheduler of this folder is a {config['_class_name']} without betas: it must "
             "be one of DDIM's kind with beta_start and beta_end; choose a model that was trained "
             "on discrete noise levels."
         )
-    name = config.get("beta_schedule") or "linear"
-    zero_snr = bool(config.get("rescale_betas_zero_snr"))
-    steps = config.get("num_train_timesteps", 1000)
+    name, steps = config["beta_schedule"], config["num_train_timesteps"]
+    zero_snr = config["rescale_betas_zero_snr"]
     settings = {"timesteps": steps, "zsnr": zero_snr}
     if trained is not None:
         betas = torch.tensor(trained, dtype=torch.float64)
@@ -92,6 +107,6 @@ def _refusal(
     config: Mapping[str, Any], key: str, value: object, allowed: object
 ) -> PalimpsestError:
     return PalimpsestError(
-        f"The scheduler of this folder ({config.get('_class_name')}) has {key} = {value!r}: it "
-        f"must be {' or '.join(allowed)}; choose a model that was trained so."
+        f"The scheduler of this folder ({config['_class_name']}) has {key} = "
+        f"{quoted(value)}: it must be {' or '.join(allowed)}; choose a model that was trained so."
     )

@@ -7,7 +7,7 @@ from typing import Any
 import folder_paths
 from comfy.sd1_clip import SDTokenizer
 
-from ....pipelines.errors import PalimpsestError
+from ....pipelines.errors import PalimpsestError, quoted
 
 
 class FolderTokenizer(SDTokenizer):
@@ -46,12 +46,20 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any], name: str) -> Folder
         tokenizer = FolderTokenizer(
             folder, config["max_position_embeddings"], config["hidden_size"], name
         )
+        last = max(tokenizer.inv_vocab)
+    except PalimpsestError:
+        raise
     except IndexError as error:
         raise PalimpsestError(
             f"The tokenizer {folder} does not put a start and an end token around a text: it must "
             "be one of CLIP's kind; choose another model."
         ) from error
-    last = max(tokenizer.inv_vocab)
+    except Exception as error:  # transformers and its parsers raise what comes to them
+        reason = quoted(str(error).partition("\n")[0])
+        raise PalimpsestError(
+            f"The tokenizer {folder} cannot be read ({reason}): its files must be as "
+            "save_pretrained writes them; download them again or choose another model."
+        ) from error
     if last >= config["vocab_size"]:
         raise PalimpsestError(
             f"The tokenizer {folder} knows token {last}, its text encoder only "

@@ -13,11 +13,12 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.supported_models
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep
+from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep, UNetModel
 from torch import Tensor, nn
 
 from .noise_schedule import NoiseSchedule, read_schedule
@@ -43,6 +44,7 @@ def load_unet(folder: Path, disable_dynamic: bool = False) -> comfy.model_patche
     names = comfy.utils.unet_to_diffusers(shape.unet_config)
     read = read_weights(folder / "unet", "diffusion_pytorch_model")
     weights = {names.get(key, key): weight for key, weight in read.items()}
+    _rehearse(shape, weights, names)
 
     management = comfy.model_management
     device = management.get_torch_device()
@@ -59,12 +61,23 @@ def load_unet(folder: Path, disable_dynamic: bool = False) -> comfy.model_patche
         weights,
         part="unet",
         assign=patcher.is_dynamic(),
-        names={ours: theirs for theirs, ours in names.items()},
+        names=_swapped(names),
     )
     patcher.cached_patcher_init = (load_unet, (folder,))
     if first != torch.device("cpu"):
         management.load_models_gpu([patcher], force_full_load=True)
     return patcher
+
+
+def _rehearse(shape: UNetShape, weights: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    """Refuse weights that do not fit before room is made for them, however much a config asks."""
+    with torch.device("meta"):
+        unet = UNetModel(**shape.unet_config, operations=comfy.ops.disable_weight_init)
+    load_weights(unet, weights, part="unet", assign=True, names=_swapped(names))
+
+
+def _swapped(names: Mapping[str, str]) -> dict[str, str]:
+    return {ours: theirs for theirs, ours in names.items()}
 
 
 def _choose_dtype(

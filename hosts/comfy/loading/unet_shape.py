@@ -1,14 +1,25 @@
 """The config.json of a diffusers UNet2DConditionModel in the words of ComfyUI's UNetModel."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ....pipelines.errors import PalimpsestError
-from .weights import read_json, require
+from ....pipelines.errors import PalimpsestError, quoted
+from .config import (
+    check_levels,
+    each_level,
+    either,
+    flag,
+    listed,
+    read_config,
+    require,
+    whole,
+    words,
+    wrong_field,
+)
 from .widths import multipliers
 
 #: What ComfyUI's UNetModel computes, whatever a config says.
@@ -43,19 +54,45 @@ FIXED = {
     "timestep_post_act": None,
 }
 
-#: diffusers' defaults of the keys read here, for configs that leave them out.
-DEFAULTS = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "transformer_layers_per_block": 1,
-    "attention_head_dim": 8,
-    "cross_attention_dim": 1280,
+#: The middle with attention; that of null is none.
+MIDDLE = "UNetMidBlock2DCrossAttn"
+
+WIDTH = whole(32, 16384, step=32)  # the groups of its norms
+DEPTH = whole(1, 64)
+CHANNELS = whole(1, 1024, 4)
+
+#: What is read of config.json, with diffusers' defaults for what it leaves out.
+FIELDS = {
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "block_out_channels": listed(WIDTH, [320, 640, 1280, 1280]),
+    "layers_per_block": each_level(whole(1, 32), 2),
+    "down_block_types": listed(words(), ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]),
+    "up_block_types": listed(words(), ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3),
+    "mid_block_type": replace(words(), absent=MIDDLE),
+    "transformer_layers_per_block": each_level(either(DEPTH, listed(DEPTH, most=64)), 1),
+    "reverse_transformer_layers_per_block": each_level(either(DEPTH, listed(DEPTH, most=64))),
+    "attention_head_dim": each_level(whole(1, 1024), 8),
+    "cross_attention_dim": each_level(whole(1, 65536), 1280),
+    "use_linear_projection": flag(),
+    "upcast_attention": flag(),
+    "addition_time_embed_dim": whole(2, 4096, 256, step=2),
+    "projection_class_embeddings_input_dim": whole(1, 65536),
 }
+
+#: Lists of these have one entry for each level.
+LEVELLED = (
+    "layers_per_block",
+    "down_block_types",
+    "up_block_types",
+    "transformer_layers_per_block",
+    "reverse_transformer_layers_per_block",
+    "attention_head_dim",
+    "cross_attention_dim",
+)
+
+#: Transformer blocks of the largest network that is built; SDXL has 70.
+MOST_BLOCKS = 1000
 
 #: Block types that ComfyUI's UNetModel has; True for those with attention.
 DOWN_BLOCKS = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
@@ -98,8 +135,7 @@ def read_shape(folder: Path) -> UNetShape:
     Raises:
         PalimpsestError: If it has a variation that ComfyUI's UNetModel has not.
     """
-    config = DEFAULTS | read_json(folder / "unet" / "config.json")
-    require("unet", config, FIXED)
+    config = _read_config(folder / "unet" / "config.json")
     widths = config["block_out_channels"]
     layers = _every_level(config, "layers_per_block", widths)
     if len(set(layers)) > 1:
@@ -111,9 +147,9 @@ def read_shape(folder: Path) -> UNetShape:
     heads = _every_level(config, "attention_head_dim", widths)
     heads_config = _heads_config(heads, widths)
     text_time = config.get("addition_embed_type") == "text_time"
-    linear = bool(config.get("use_linear_projection"))
+    linear = config["use_linear_projection"]
     # Core computes the attention of every SD 2.x in float32: fp16 overflows in some of them.
-    careful = bool(config.get("upcast_attention")) or (linear and not text_time)
+    careful = config["upcast_attention"] or (linear and not text_time)
     unet_config = {
         "image_size": 32,
         "in_channels": config["in_channels"],
@@ -137,8 +173,27 @@ def read_shape(folder: Path) -> UNetShape:
         unet_config=unet_config,
         heads=tuple(heads),
         uniform=heads_config is not None,
-        time_id_width=config.get("addition_time_embed_dim", 256) if text_time else 0,
+        time_id_width=config["addition_time_embed_dim"] if text_time else 0,
     )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """A config whose fields fit each other."""
+    config = read_config(path, FIELDS)
+    require("unet", config, FIXED)
+    widths = config["block_out_channels"]
+    check_levels(path, config, LEVELLED, len(widths))
+    heads = config["attention_head_dim"]
+    for width, number in zip(
+        widths, _every_level(config, "attention_head_dim", widths), strict=True
+    ):
+        if width % number:
+            said = f"numbers of heads that divide the widths {widths}"
+            raise wrong_field(path, "attention_head_dim", heads, said)
+    key = "projection_class_embeddings_input_dim"
+    if config.get("addition_embed_type") and config[key] is None:
+        raise wrong_field(path, key, None, FIELDS[key].said)
+    return config
 
 
 def _every_level(config: Mapping[str, Any], key: str, widths: Sequence[int]) -> list[int]:
@@ -164,16 +219,19 @@ def _transformer_depths(config: Mapping[str, Any], layers: int) -> dict[str, Any
     levels = len(config["block_out_channels"])
     depth = config["transformer_layers_per_block"]
     down: list[Depths] = depth if isinstance(depth, list) else [depth] * levels
-    up: list[Depths] = config.get("reverse_transformer_layers_per_block") or down[::-1]
+    back = config["reverse_transformer_layers_per_block"] or down[::-1]
+    up: list[Depths] = back if isinstance(back, list) else [back] * levels
     entering = _depths(config, "down_block_types", DOWN_BLOCKS, down, layers)
     leaving = _depths(config, "up_block_types", UP_BLOCKS, up, layers + 1)
     kind, innermost = config["mid_block_type"], down[-1]
     if kind in BARE_MIDDLES:
         middle = BARE_MIDDLES[kind]
-    elif kind == DEFAULTS["mid_block_type"]:
+    elif kind == MIDDLE:
         middle = innermost if isinstance(innermost, int) else innermost[0]
     else:
-        raise _refusal("mid_block_type", kind, DEFAULTS["mid_block_type"])
+        raise _refusal("mid_block_type", kind, MIDDLE)
+    if sum(entering) + sum(leaving) + middle > MOST_BLOCKS:
+        raise _refusal("transformer_layers_per_block", depth, f"{MOST_BLOCKS} blocks in all")
     return {
         "transformer_depth": entering,
         "transformer_depth_middle": middle,
@@ -195,12 +253,14 @@ def _depths(
     every = []
     for block, depth in zip(types, depths, strict=True):
         here = [depth] * layers if isinstance(depth, int) else list(depth)
+        if len(here) != layers:
+            raise _refusal("transformer_layers_per_block", depths, f"{layers} a level of {key}")
         every += here if known[block] else [0] * layers
     return every
 
 
 def _refusal(key: str, value: object, allowed: str) -> PalimpsestError:
     return PalimpsestError(
-        f"The unet of this folder has {key} = {value!r}, ComfyUI's own has {allowed} only: choose "
-        "a model without this variation."
+        f"The unet of this folder has {key} = {quoted(value)}, ComfyUI's own has {allowed} only: "
+        "choose a model without this variation."
     )

@@ -17,7 +17,8 @@ import comfy.taesd.taesd
 import torch
 from torch import Tensor
 
-from .weights import load_weights, read_json, read_weights, require
+from .config import listed, number, read_config, require, whole, words, wrong_field
+from .weights import load_weights, read_weights
 from .widths import multipliers
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -46,6 +47,18 @@ TINY = {
     "num_decoder_blocks": [3, 3, 3, 1],
 }
 
+#: What is read of the config.json of either.
+FIELDS = {
+    "_class_name": words("AutoencoderKL"),
+    "block_out_channels": listed(whole(32, 8192, step=32), [64]),
+    "latent_channels": whole(1, 1024, 4),
+    "layers_per_block": whole(1, 32, 1),
+    "scaling_factor": number(1e-6, 1e6),
+    "shift_factor": number(-1e6, 1e6),
+    "latents_mean": listed(number(-1e6, 1e6), most=1024),
+    "latents_std": listed(number(1e-6, 1e6), most=1024),
+}
+
 
 def load_vae(folder: Path) -> comfy.sd.VAE:
     """Load the autoencoder of a pipeline folder.
@@ -53,15 +66,30 @@ def load_vae(folder: Path) -> comfy.sd.VAE:
     Raises:
         PalimpsestError: If ComfyUI has no module for it, or its weights do not fit.
     """
-    config = read_json(folder / "vae" / "config.json")
-    if config.get("_class_name") == "AutoencoderTiny":
-        vae = _load_tiny(folder, config)
-    else:
-        vae = _load_kl(folder, config)
-    vae.latent_channels = config.get("latent_channels", 4)
+    config = read_vae_config(folder)
+    vae = (_load_tiny if _is_tiny(config) else _load_kl)(folder, config)
+    vae.latent_channels = config["latent_channels"]
     vae.downscale_ratio = vae.upscale_ratio = _downscale(config)
     vae.patcher.cached_patcher_init = (reload_vae, (folder,))
     return vae
+
+
+def read_vae_config(folder: Path) -> dict[str, Any]:
+    """Read the config of a pipeline folder's autoencoder.
+
+    Raises:
+        PalimpsestError: If one of its fields holds what it must not.
+    """
+    path = folder / "vae" / "config.json"
+    config = read_config(path, FIELDS)
+    for key in ("latents_mean", "latents_std"):
+        if config[key] is not None and len(config[key]) != config["latent_channels"]:
+            raise wrong_field(path, key, config[key], "a list of one number a latent channel")
+    return config
+
+
+def _is_tiny(config: Mapping[str, Any]) -> bool:
+    return config["_class_name"] == "AutoencoderTiny"
 
 
 def reload_vae(folder: Path, disable_dynamic: bool = False) -> Any:
@@ -76,20 +104,20 @@ def latent_format(folder: Path, *, xl: bool) -> comfy.latent_formats.LatentForma
         folder: The pipeline folder.
         xl: Whether previews take the colours of SDXL's latents instead of SD 1.x's.
     """
-    return FolderLatents(read_json(folder / "vae" / "config.json"), xl=xl)
+    return FolderLatents(read_vae_config(folder), xl=xl)
 
 
 class FolderLatents(comfy.latent_formats.LatentFormat):
     """Latents scaled as a VAE's config says."""
 
     def __init__(self, config: Mapping[str, Any], *, xl: bool) -> None:
-        tiny = config.get("_class_name") == "AutoencoderTiny"
+        tiny, scale = _is_tiny(config), config["scaling_factor"]
         # The default is that of the classes: the first SD 1.x folders did not write it down.
-        self.scale_factor = config.get("scaling_factor", 1.0 if tiny else 0.18215)
-        self.latent_channels = config.get("latent_channels", 4)
+        self.scale_factor = scale or (1.0 if tiny else 0.18215)
+        self.latent_channels = config["latent_channels"]
         self.spacial_downscale_ratio = _downscale(config)
-        self.mean = _per_channel(config.get("latents_mean") or config.get("shift_factor") or None)
-        self.std = _per_channel(config.get("latents_std"))
+        self.mean = _per_channel(config["latents_mean"] or config["shift_factor"] or None)
+        self.std = _per_channel(config["latents_std"])
         if not tiny and self.latent_channels == 4:
             known = comfy.latent_formats.SDXL() if xl else comfy.latent_formats.SD15()
             self.latent_rgb_factors = known.latent_rgb_factors
@@ -137,14 +165,13 @@ def _per_channel(values: float | list[float] | None) -> Tensor | None:
 
 def _downscale(config: Mapping[str, Any]) -> int:
     """Pixels per latent cell along one side: every level but the last halves the picture."""
-    widths = config.get("block_out_channels") or [64]
-    if config.get("_class_name") == "AutoencoderTiny":
-        widths = TINY["encoder_block_out_channels"]
+    tiny = TINY["encoder_block_out_channels"]
+    widths = tiny if _is_tiny(config) else config["block_out_channels"]
     return 2 ** (len(widths) - 1)
 
 
 def _load_kl(folder: Path, config: Mapping[str, Any]) -> comfy.sd.VAE:
-    widths = config.get("block_out_channels", [64])
+    widths = config["block_out_channels"]
     levels = len(widths)
     require("vae", config, KL)
     require(
@@ -155,7 +182,7 @@ def _load_kl(folder: Path, config: Mapping[str, Any]) -> comfy.sd.VAE:
             "up_block_types": ["UpDecoderBlock2D"] * levels,
         },
     )
-    channels = config.get("latent_channels", 4)
+    channels = config["latent_channels"]
     params = {
         "embed_dim": channels,
         "ddconfig": {
@@ -166,7 +193,7 @@ def _load_kl(folder: Path, config: Mapping[str, Any]) -> comfy.sd.VAE:
             "out_ch": 3,
             "ch": widths[0],
             "ch_mult": multipliers(widths),
-            "num_res_blocks": config.get("layers_per_block", 1),
+            "num_res_blocks": config["layers_per_block"],
             "attn_resolutions": [],
             "dropout": 0.0,
         },
@@ -220,7 +247,7 @@ def _load_tiny(folder: Path, config: Mapping[str, Any]) -> comfy.sd.VAE:
     require("vae", config, TINY)
     weights = tiny_weights(read_weights(folder / "vae", WEIGHTS))
     with torch.device("meta"):
-        rehearsal = comfy.taesd.taesd.TAESD(latent_channels=config.get("latent_channels", 4))
+        rehearsal = comfy.taesd.taesd.TAESD(latent_channels=config["latent_channels"])
     load_weights(rehearsal, weights, part="vae", assign=True)
     return comfy.sd.VAE(sd=weights)
 

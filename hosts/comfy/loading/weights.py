@@ -1,19 +1,20 @@
-"""What lies in a diffusers pipeline folder: JSON files and safetensors, read and checked.
+"""What lies in a diffusers pipeline folder: its index and its safetensors, read and checked.
 
 Weights are read through ComfyUI, so that its memory mapping and its flags apply. Pickled weights
 (`.bin`) are never opened.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import comfy.utils
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ....pipelines.errors import PalimpsestError
+from ....pipelines.errors import QUOTED, PalimpsestError
+from ..files.numbered import SUFFIX
+from ..files.safetensors_header import read_header
+from .config import read_config, read_json, words, wrong_field
 
 #: The classes that ComfyUI's own modules can stand in for, by the name of their subfolder.
 SUPPORTED = {
@@ -35,7 +36,7 @@ def read_index(folder: Path) -> dict[str, str]:
             f"The model folder {folder} does not exist: choose the folder of a diffusers pipeline, "
             "the one that holds model_index.json."
         )
-    index = read_json(folder / "model_index.json")
+    index = read_config(folder / "model_index.json", {"_class_name": words("pipeline")})
     parts = {
         name: entry[1]
         for name, entry in index.items()
@@ -45,50 +46,11 @@ def read_index(folder: Path) -> dict[str, str]:
         required = name != "text_encoder_2"
         if parts.get(name) not in allowed and (required or name in parts):
             raise PalimpsestError(
-                f"The model folder {folder} is a {index.get('_class_name', 'pipeline')} whose "
-                f"{name} is {parts.get(name, 'missing')}: it must be {' or '.join(allowed)}, as in "
+                f"The model folder {folder} is a {index['_class_name']} whose {name} is "
+                f"{parts.get(name, 'missing')[:QUOTED]}: it must be {' or '.join(allowed)}, as in "
                 "Stable Diffusion 1.x, 2.x and XL; load other models with ComfyUI's own loaders."
             )
     return parts
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        PalimpsestError: If the file is missing or damaged.
-    """
-    if not path.is_file():
-        raise PalimpsestError(
-            f"The model folder has no {path.name} in {path.parent}: it must be a whole diffusers "
-            "pipeline as save_pretrained writes it; download the missing file or choose another "
-            "folder."
-        )
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PalimpsestError(
-            f"The file {path} is damaged ({error}): it must be JSON; download it again."
-        ) from error
-    if not isinstance(data, dict):
-        raise PalimpsestError(f"The file {path} must hold a JSON object; download it again.")
-    return data
-
-
-def require(part: str, config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Refuse a configuration that ComfyUI's module would silently compute otherwise.
-
-    Args:
-        part: The subfolder, for the message.
-        config: Its config.json.
-        fixed: The only value of each key that ComfyUI's module knows; absent and null are fine.
-    """
-    for key, value in fixed.items():
-        if config.get(key) not in (None, value):
-            raise PalimpsestError(
-                f"The {part} of this folder has {key} = {config[key]!r}, ComfyUI's own computes "
-                f"{value!r} only: choose a model without this variation."
-            )
 
 
 def read_weights(part: Path, stem: str) -> dict[str, Tensor]:
@@ -106,9 +68,7 @@ def read_weights(part: Path, stem: str) -> dict[str, Tensor]:
             return _read_safetensors(part / name)
     for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors.index.fp16.json"):
         if (part / name).is_file():
-            shards = set(read_json(part / name).get("weight_map", {}).values())
-            # A shard is a plain name beside its index; anything else would leave the folder.
-            files = [part / Path(str(shard)).name for shard in sorted(shards)]
+            files = [part / shard for shard in _shards(part / name)]
             return {key: w for file in files for key, w in _read_safetensors(file).items()}
     pickled = sorted(path.name for path in part.glob("*.bin"))
     if pickled:
@@ -122,16 +82,38 @@ def read_weights(part: Path, stem: str) -> dict[str, Tensor]:
     )
 
 
+def _shards(index: Path) -> list[str]:
+    """The names of the files that an index parts the weights into, all of them beside it.
+
+    Raises:
+        PalimpsestError: If it names a file that is no safetensors file: core would unpickle it.
+    """
+    stated = read_json(index).get("weight_map")
+    if not isinstance(stated, dict) or not all(isinstance(v, str) for v in stated.values()):
+        raise wrong_field(index, "weight_map", stated, "the name of a file for every weight")
+    # A shard is a plain name beside its index; anything else would leave the folder.
+    names = {Path(name.replace("\\", "/")).name for name in stated.values()}
+    for name in sorted(names):
+        if not name.endswith(SUFFIX) or "\0" in name:
+            said = f"a {SUFFIX} file: other weights can run code when they are read"
+            raise wrong_field(index, "weight_map", name, said)
+    return sorted(names)
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise PalimpsestError(
-            f"The weights {path} are missing, which the index beside them names: download the "
-            "model again."
-        )
     try:
+        if not path.is_file():
+            raise PalimpsestError(
+                f"The weights {path} are missing, which the index beside them names: download the "
+                "model again."
+            )
+        with path.open("rb") as file:
+            read_header(file)
         return comfy.utils.load_torch_file(str(path))
+    except PalimpsestError:
+        raise
     except (ValueError, OSError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
         raise PalimpsestError(
             f"The weights {path} cannot be read ({reason}): they must be a whole safetensors file; "
             "download it again."
