@@ -3,12 +3,13 @@
 from comfy_api.latest import io
 
 from ..hosts.comfy.edits.compare import CompareRequest, compare, comparison_sheet
+from .border import Node
 from .wires import Comparison
 
 CATEGORY = "palimpsest/compare"
 
 
-class Compare(io.ComfyNode):
+class Compare(Node):
     """A row of a sheet for every method."""
 
     @classmethod
@@ -57,7 +58,7 @@ class Compare(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         vae,
         source,

@@ -7,10 +7,11 @@ from ..hosts.comfy.words import encode_batch, prompt_tokens
 from ..pipelines.attention.prompt_batch import rewrite_prompts
 from ..pipelines.attention.prompt_to_prompt import parse_weights, rewrite_prompt
 from ..pipelines.errors import PalimpsestError
+from .border import Node
 from .wires import Control
 
 
-class PromptToPrompt(io.ComfyNode):
+class PromptToPrompt(Node):
     """Prompt-to-Prompt: rewrite words, keep the layout."""
 
     @classmethod
@@ -98,7 +99,7 @@ class PromptToPrompt(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         clip,
         source,

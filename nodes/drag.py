@@ -12,6 +12,7 @@ from ..hosts.comfy.graph import show_in_node
 from ..hosts.comfy.schedules import part_of_schedule
 from ..hosts.drawing.sheet import as_picture
 from ..pipelines.copy_paste import Brush
+from .border import Node
 from .inputs import LATENT_OUT, schedule_inputs, seed_input
 from .wires import Points, report
 
@@ -60,7 +61,7 @@ def _region_input() -> io.Input:
     )
 
 
-class CopyPaste(io.ComfyNode):
+class CopyPaste(Node):
     """The copying alone, on any noisy latent."""
 
     @classmethod
@@ -91,7 +92,7 @@ class CopyPaste(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls, model, latent, sigmas, points, radius, alpha, beta, seed, region=None
     ) -> io.NodeOutput:
         pasted = paste_on_latent(
@@ -106,7 +107,7 @@ class CopyPaste(io.ComfyNode):
         return io.NodeOutput({**latent, "samples": pasted})
 
 
-class SDEDrag(io.ComfyNode):
+class SDEDrag(Node):
     """The whole loop."""
 
     @classmethod
@@ -188,7 +189,7 @@ class SDEDrag(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         positive,

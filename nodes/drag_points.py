@@ -6,10 +6,11 @@ from comfy_api.latest import io, ui
 from ..hosts.comfy.graph import show_in_node
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.points import DragPoints, read_points
+from .border import Node
 from .wires import Points
 
 
-class SetDragPoints(io.ComfyNode):
+class SetDragPoints(Node):
     """The editor of drag points; what it says is in `web/drag_points_widget.js`."""
 
     @classmethod
@@ -54,7 +55,7 @@ class SetDragPoints(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, points, radius, mask=None) -> io.NodeOutput:
+    def run(cls, image, points, radius, mask=None) -> io.NodeOutput:
         height, width = image.shape[1:3]
         shown = {"palimpsest_picture": ui.PreviewImage(image[:1]).values}
         if mask is None:

@@ -8,6 +8,7 @@ from ..hosts.comfy.edits.edit import EditRequest, edit, reconstruction_text
 from ..hosts.comfy.edits.guider import EditGuider
 from ..hosts.comfy.graph import is_wired
 from ..pipelines.correction import ADD_SOURCE, ADD_TARGET, UNCORRECTED, Correction
+from .border import Node
 from .wires import Control, Trajectory, report
 
 CATEGORY = "palimpsest/edit"
@@ -59,7 +60,7 @@ def _inputs(corrections: list[str]) -> list[io.Input]:
     ]
 
 
-class Edit(io.ComfyNode):
+class Edit(Node):
     """The edit loop of Direct Inversion."""
 
     @classmethod
@@ -121,7 +122,7 @@ class Edit(io.ComfyNode):
         return drifts and is_wired(cls.hidden.unique_id, RECONSTRUCTION)
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         trajectory,
@@ -157,7 +158,7 @@ class Edit(io.ComfyNode):
         return io.NodeOutput({"samples": latent}, blocked, cost, ui=report(spent, text))
 
 
-class EditGuiderNode(io.ComfyNode):
+class EditGuiderNode(Node):
     """The same edit for core's samplers."""
 
     @classmethod
@@ -174,7 +175,7 @@ class EditGuiderNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         trajectory,

@@ -7,6 +7,7 @@ from ..hosts.comfy.files.identity_loras import lora_place, save_lora
 from ..hosts.comfy.learning.identity import IdentityRequest, train_identity
 from ..hosts.comfy.learning.identity_strength import check_min_strength, with_identity
 from ..hosts.drawing.loss_curve import draw_loss
+from .border import Node
 from .wires import report
 
 CATEGORY = "palimpsest/drag"
@@ -15,7 +16,7 @@ CATEGORY = "palimpsest/drag"
 LoraModel = io.Custom("LORA_MODEL")
 
 
-class IdentityLoraNode(io.ComfyNode):
+class IdentityLoraNode(Node):
     """A LoRA of one picture."""
 
     @classmethod
@@ -93,7 +94,7 @@ class IdentityLoraNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         positive,

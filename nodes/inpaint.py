@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..hosts.comfy.edits.sdedit import SDEditRequest, paint_anew
 from ..hosts.comfy.refusals import refuse_noise_mask
 from ..hosts.comfy.schedules import schedule
+from .border import Node
 from .inputs import (
     LATENT_OUT,
     PROCESSES,
@@ -18,7 +19,7 @@ from .inputs import (
 CATEGORY = "palimpsest/sde"
 
 
-class Inpaint(io.ComfyNode):
+class Inpaint(Node):
     """Painting a masked region anew by SDE or ODE."""
 
     @classmethod
@@ -63,7 +64,7 @@ class Inpaint(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         positive,

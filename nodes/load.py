@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..demo import scenes
 from ..hosts.comfy.loading.folder import diffusers_folders, load_folder, resolve_diffusers_folder
+from .border import Node
 
 DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "demo" / "weights"
 CATEGORY = "palimpsest/load"
@@ -17,7 +18,7 @@ MODEL_OUTPUTS = [
 ]
 
 
-class LoadDemoModel(io.ComfyNode):
+class LoadDemoModel(Node):
     """The small model that comes with the pack."""
 
     @classmethod
@@ -34,12 +35,12 @@ class LoadDemoModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
+    def run(cls) -> io.NodeOutput:
         loaded = load_folder(DEMO_WEIGHTS)
         return io.NodeOutput(loaded.model, loaded.clip, loaded.vae)
 
 
-class LoadDiffusersFolder(io.ComfyNode):
+class LoadDiffusersFolder(Node):
     """A diffusers folder of any size as native objects."""
 
     @classmethod
@@ -62,12 +63,12 @@ class LoadDiffusersFolder(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, folder) -> io.NodeOutput:
+    def run(cls, folder) -> io.NodeOutput:
         loaded = load_folder(resolve_diffusers_folder(folder))
         return io.NodeOutput(loaded.model, loaded.clip, loaded.vae)
 
 
-class DemoScene(io.ComfyNode):
+class DemoScene(Node):
     """A drawn picture whose true edit is known."""
 
     @classmethod
@@ -142,7 +143,7 @@ class DemoScene(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         color,
         shape,

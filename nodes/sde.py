@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..hosts.comfy.edits.cycle_sde import CycleRequest, Draws, cycle_sde, diffedit
 from ..hosts.comfy.refusals import refuse_noise_mask
 from ..hosts.comfy.schedules import part_of_schedule
+from .border import Node
 from .inputs import (
     LATENT_OUT,
     PROCESSES,
@@ -32,7 +33,7 @@ def _prompts() -> list[io.Input]:
     ]
 
 
-class CycleSDE(io.ComfyNode):
+class CycleSDE(Node):
     """Image-to-image by prompt along the picture's own noise."""
 
     @classmethod
@@ -70,7 +71,7 @@ class CycleSDE(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         source,
@@ -109,7 +110,7 @@ class CycleSDE(io.ComfyNode):
         return io.NodeOutput({"samples": edited}, chain, ui=told(spent, chain.steps))
 
 
-class DiffEdit(io.ComfyNode):
+class DiffEdit(Node):
     """An automatic mask from two prompts, and an edit under it."""
 
     @classmethod
@@ -174,7 +175,7 @@ class DiffEdit(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         source,

@@ -10,6 +10,7 @@ from ..hosts.comfy.edits.sdedit import UNITS, SDEditRequest, Strength, levels_of
 from ..hosts.comfy.refusals import refuse_noise_mask
 from ..hosts.drawing.sheet import Sheet, draw_sheet
 from ..pipelines.errors import PalimpsestError
+from .border import Node
 from .inputs import LATENT_OUT, cfg_input, scheduler_input, seed_input, told
 from .wires import report
 
@@ -62,7 +63,7 @@ def _painting_inputs() -> list[io.Input]:
     ]
 
 
-class SDEditNoise(io.ComfyNode):
+class SDEditNoise(Node):
     """The noising alone, for core's samplers."""
 
     @classmethod
@@ -92,7 +93,7 @@ class SDEditNoise(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls, model, latent, unit, strength, steps, scheduler, seed, noise=None
     ) -> io.NodeOutput:
         levels, sigma = levels_of(model, Strength(unit, strength), scheduler, steps)
@@ -102,7 +103,7 @@ class SDEditNoise(io.ComfyNode):
         return io.NodeOutput({"samples": noisy}, levels, ui={"palimpsest_text": [text]})
 
 
-class SDEdit(io.ComfyNode):
+class SDEdit(Node):
     """The whole loop."""
 
     @classmethod
@@ -133,7 +134,7 @@ class SDEdit(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         positive,
@@ -169,7 +170,7 @@ class SDEdit(io.ComfyNode):
         return io.NodeOutput({"samples": painted}, ui=told(spent, len(levels) - 1, more))
 
 
-class SDEditSweep(io.ComfyNode):
+class SDEditSweep(Node):
     """Strengths and seeds on one sheet."""
 
     @classmethod
@@ -211,7 +212,7 @@ class SDEditSweep(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         positive,

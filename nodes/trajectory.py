@@ -11,12 +11,13 @@ from ..hosts.comfy.files.trajectories import (
     trajectory_path,
 )
 from ..pipelines.errors import PalimpsestError
+from .border import Node
 from .wires import Trajectory
 
 CATEGORY = "palimpsest/trajectory"
 
 
-class PreviewTrajectory(io.ComfyNode):
+class PreviewTrajectory(Node):
     """A filmstrip of what the model guessed at every stage."""
 
     @classmethod
@@ -44,14 +45,14 @@ class PreviewTrajectory(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, trajectory, vae, frames) -> io.NodeOutput:
+    def run(cls, trajectory, vae, frames) -> io.NodeOutput:
         _, guesses = trajectory.clean_estimates(frames)
         pictures = [vae.decode(trajectory.in_host_scale(guess)) for guess in guesses]
         strip = torch.cat(pictures, dim=2)
         return io.NodeOutput(strip, ui=ui.PreviewImage(strip, cls=cls))
 
 
-class TrajectoryToLatents(io.ComfyNode):
+class TrajectoryToLatents(Node):
     """All stages as one LATENT batch."""
 
     @classmethod
@@ -73,13 +74,13 @@ class TrajectoryToLatents(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, trajectory) -> io.NodeOutput:
+    def run(cls, trajectory) -> io.NodeOutput:
         noisy = trajectory.in_host_scale(trajectory.latents[1:]).flatten(0, 1)
         levels = torch.cat([trajectory.origin.to(noisy), noisy])
         return io.NodeOutput({"samples": levels}, trajectory.falling_sigmas)
 
 
-class LatentsToTrajectory(io.ComfyNode):
+class LatentsToTrajectory(Node):
     """A LATENT batch of all stages as a trajectory."""
 
     @classmethod
@@ -100,11 +101,11 @@ class LatentsToTrajectory(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, latents, sigmas) -> io.NodeOutput:
+    def run(cls, model, latents, sigmas) -> io.NodeOutput:
         return io.NodeOutput(trajectory_from_latents(model, latents["samples"], sigmas))
 
 
-class SaveTrajectory(io.ComfyNode):
+class SaveTrajectory(Node):
     """A trajectory as a file."""
 
     @classmethod
@@ -129,12 +130,12 @@ class SaveTrajectory(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, trajectory, filename_prefix) -> io.NodeOutput:
+    def run(cls, trajectory, filename_prefix) -> io.NodeOutput:
         path = save_trajectory(trajectory, filename_prefix)
         return io.NodeOutput(ui={"palimpsest_text": [f"saved as {path.name}"]})
 
 
-class LoadTrajectory(io.ComfyNode):
+class LoadTrajectory(Node):
     """A trajectory from a file."""
 
     @classmethod
@@ -170,7 +171,7 @@ class LoadTrajectory(io.ComfyNode):
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
     @classmethod
-    def execute(cls, file) -> io.NodeOutput:
+    def run(cls, file) -> io.NodeOutput:
         return io.NodeOutput(load_trajectory(file))
 
 

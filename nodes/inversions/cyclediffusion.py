@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ...hosts.comfy.inversions.noise_space import invert_noise
 from ...pipelines.inversion.noise_space import CYCLE_ETA, cycle_diffusion
+from ..border import Node
 from ..inputs import cfg_input, levels_at_once_input, seed_input
 from .shared import (
     ANY_MODEL,
@@ -18,7 +19,7 @@ from .shared import (
 )
 
 
-class InvertCycleDiffusion(io.ComfyNode):
+class InvertCycleDiffusion(Node):
     """CycleDiffusion: noise led back to the picture by steps that know it."""
 
     @classmethod
@@ -65,7 +66,7 @@ class InvertCycleDiffusion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         positive,

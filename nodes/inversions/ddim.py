@@ -10,6 +10,7 @@ from ...hosts.comfy.refusals import check_owner
 from ...pipelines.attention.features import FeatureRecorder
 from ...pipelines.errors import PalimpsestError
 from ...pipelines.solvers import averaged, fixed_point
+from ..border import Node
 from ..wires import Control
 from .shared import (
     ANY_MODEL,
@@ -25,7 +26,7 @@ from .shared import (
 )
 
 
-class InvertDDIM(io.ComfyNode):
+class InvertDDIM(Node):
     """DDIM inversion, plain or refined."""
 
     @classmethod
@@ -106,7 +107,7 @@ class InvertDDIM(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         positive,

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ...hosts.comfy.inversions.picture import invert
 from ...pipelines.inversion.edict import couple
+from ..border import Node
 from .shared import (
     ANY_MODEL,
     CATEGORY,
@@ -21,7 +22,7 @@ from .shared import (
 NAME = "Invert (EDICT)"
 
 
-class InvertEDICT(io.ComfyNode):
+class InvertEDICT(Node):
     """Exact inversion under guidance."""
 
     @classmethod
@@ -68,7 +69,7 @@ class InvertEDICT(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         positive,

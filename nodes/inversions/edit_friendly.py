@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ...hosts.comfy.inversions.noise_space import below_skip, invert_noise
 from ...hosts.comfy.schedules import schedule
 from ...pipelines.inversion.noise_space import EDIT_FRIENDLY
+from ..border import Node
 from ..inputs import cfg_input, levels_at_once_input, seed_input
 from .shared import (
     ANY_MODEL,
@@ -19,7 +20,7 @@ from .shared import (
 )
 
 
-class InvertEditFriendly(io.ComfyNode):
+class InvertEditFriendly(Node):
     """Edit-Friendly DDPM inversion: noise of its own at every stage."""
 
     @classmethod
@@ -64,7 +65,7 @@ class InvertEditFriendly(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         positive,

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ...hosts.comfy.inversions.negative_prompt import invert_negative_prompt
 from ...pipelines.errors import PalimpsestError
+from ..border import Node
 from .shared import (
     CATEGORY,
     SIGMAS_IN,
@@ -19,7 +20,7 @@ from .shared import (
 NAME = "Invert (Negative-prompt)"
 
 
-class InvertNegativePrompt(io.ComfyNode):
+class InvertNegativePrompt(Node):
     """DDIM inversion whose edits take the source prompt for their negative one."""
 
     @classmethod
@@ -52,7 +53,7 @@ class InvertNegativePrompt(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         positive,

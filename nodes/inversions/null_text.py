@@ -4,10 +4,11 @@ from comfy_api.latest import io
 
 from ...hosts.comfy.inversions.null_text import invert_null_text
 from ...pipelines.inversion.null_text import NullText
+from ..border import Node
 from .shared import CATEGORY, SIGMAS_IN, UNET_MODEL, inverted, outputs, picture_inputs, picture_of
 
 
-class InvertNullText(io.ComfyNode):
+class InvertNullText(Node):
     """Null-text inversion, and its two ablations."""
 
     @classmethod
@@ -72,7 +73,7 @@ class InvertNullText(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         positive,

@@ -4,11 +4,12 @@ from comfy_api.latest import io
 
 from ...hosts.comfy.inversions.proximal import with_proximal
 from ...pipelines.proximal import THRESHOLDS, Proximal
+from ..border import Node
 from ..wires import Trajectory
 from .shared import CATEGORY
 
 
-class ProximalGuidance(io.ComfyNode):
+class ProximalGuidance(Node):
     """Settings that travel with a trajectory."""
 
     @classmethod
@@ -86,7 +87,7 @@ class ProximalGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, trajectory, threshold, quantile, pull, below, dilate, fixed) -> io.NodeOutput:
+    def run(cls, trajectory, threshold, quantile, pull, below, dilate, fixed) -> io.NodeOutput:
         settings = Proximal(threshold, quantile, fixed, pull, below, dilate)
         return io.NodeOutput(with_proximal(trajectory, settings))
 

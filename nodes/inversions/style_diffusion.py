@@ -5,13 +5,14 @@ from comfy_api.latest import io
 from ...hosts.comfy.inversions.style_diffusion import encoded_tokens, invert_style_diffusion
 from ...pipelines.errors import PalimpsestError
 from ...pipelines.inversion.style_diffusion import Fitting
+from ..border import Node
 from ..inputs import cfg_input, seed_input
 from .shared import CATEGORY, SIGMAS_IN, UNET_MODEL, inverted, outputs, picture_inputs, picture_of
 
 FEATURE = "Invert (StyleDiffusion)"
 
 
-class InvertStyleDiffusion(io.ComfyNode):
+class InvertStyleDiffusion(Node):
     """StyleDiffusion: a learned mapping of cross-attention's values."""
 
     @classmethod
@@ -94,7 +95,7 @@ class InvertStyleDiffusion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
         model,
         positive,
