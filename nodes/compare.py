@@ -9,6 +9,28 @@ from .wires import Comparison
 CATEGORY = "palimpsest/compare"
 
 
+RECONSTRUCTION = io.Latent.Input(
+    "reconstruction",
+    optional=True,
+    tooltip="From Edit: the source as the edit saw it. Without it a cell is empty.",
+)
+COST = io.String.Input(
+    "cost",
+    optional=True,
+    force_input=True,
+    tooltip="From Edit: what inversion and edit took.",
+)
+MASK = io.Mask.Input(
+    "mask",
+    optional=True,
+    tooltip="White where the picture may change: the edit is then measured where "
+    "it is black. Changes nothing in the pictures.",
+)
+COMPARISON = Comparison.Input(
+    "comparison", optional=True, tooltip="From another Compare: the rows above."
+)
+
+
 class Compare(Node):
     """A row of a sheet for every method."""
 
@@ -27,26 +49,10 @@ class Compare(Node):
                 io.Image.Input("source", tooltip="The picture that was encoded and inverted."),
                 io.Latent.Input("edit", tooltip="From Edit: the edited picture."),
                 io.String.Input("label", default="DDIM", tooltip="What the row is called."),
-                io.Latent.Input(
-                    "reconstruction",
-                    optional=True,
-                    tooltip="From Edit: the source as the edit saw it. Without it a cell is empty.",
-                ),
-                io.String.Input(
-                    "cost",
-                    optional=True,
-                    force_input=True,
-                    tooltip="From Edit: what inversion and edit took.",
-                ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="White where the picture may change: the edit is then measured where "
-                    "it is black. Changes nothing in the pictures.",
-                ),
-                Comparison.Input(
-                    "comparison", optional=True, tooltip="From another Compare: the rows above."
-                ),
+                RECONSTRUCTION,
+                COST,
+                MASK,
+                COMPARISON,
             ],
             outputs=[
                 Comparison.Output(

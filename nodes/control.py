@@ -10,6 +10,59 @@ from ..pipelines.errors import PalimpsestError
 from .border import Node
 from .wires import Control
 
+SOURCE = io.String.Input(
+    "source",
+    multiline=True,
+    default="a red heart on grass",
+    tooltip="What the picture shows now; the same text as for Invert.",
+)
+TARGET = io.String.Input(
+    "target",
+    multiline=True,
+    default="a blue heart on grass",
+    tooltip="What it shall show. Change as few words as you can.",
+)
+MODE = io.Combo.Input(
+    "mode",
+    options=["auto", "replace", "refine"],
+    default="auto",
+    tooltip="replace: word by word, for prompts of equally many words. refine: new "
+    "words are added or left out. auto: replace where it can.",
+)
+CROSS_WINDOW = io.Float.Input(
+    "cross_window",
+    default=0.4,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    tooltip="For this part of the steps words look where they looked in the "
+    "source: higher keeps more of the layout.",
+)
+SELF_WINDOW = io.Float.Input(
+    "self_window",
+    default=0.6,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    tooltip="For this part of the steps shapes are kept. Lower it to let a shape change.",
+)
+WEIGHTS = io.String.Input(
+    "weights",
+    multiline=True,
+    default="",
+    optional=True,
+    tooltip="Strength of single words of the target, one `word: factor` per line, "
+    "for example `blue: 2`. They act during the cross window.",
+)
+ONE_PER_LINE = io.Boolean.Input(
+    "one_per_line",
+    default=False,
+    optional=True,
+    tooltip="Every line of target is a prompt of its own: Edit makes all of them "
+    "at once, as a batch, from one picture.",
+    advanced=True,
+)
+
 
 class PromptToPrompt(Node):
     """Prompt-to-Prompt: rewrite words, keep the layout."""
@@ -33,59 +86,13 @@ class PromptToPrompt(Node):
             ],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
-                io.String.Input(
-                    "source",
-                    multiline=True,
-                    default="a red heart on grass",
-                    tooltip="What the picture shows now; the same text as for Invert.",
-                ),
-                io.String.Input(
-                    "target",
-                    multiline=True,
-                    default="a blue heart on grass",
-                    tooltip="What it shall show. Change as few words as you can.",
-                ),
-                io.Combo.Input(
-                    "mode",
-                    options=["auto", "replace", "refine"],
-                    default="auto",
-                    tooltip="replace: word by word, for prompts of equally many words. refine: new "
-                    "words are added or left out. auto: replace where it can.",
-                ),
-                io.Float.Input(
-                    "cross_window",
-                    default=0.4,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="For this part of the steps words look where they looked in the "
-                    "source: higher keeps more of the layout.",
-                ),
-                io.Float.Input(
-                    "self_window",
-                    default=0.6,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="For this part of the steps shapes are kept. Lower it to let a shape "
-                    "change.",
-                ),
-                io.String.Input(
-                    "weights",
-                    multiline=True,
-                    default="",
-                    optional=True,
-                    tooltip="Strength of single words of the target, one `word: factor` per line, "
-                    "for example `blue: 2`. They act during the cross window.",
-                ),
-                io.Boolean.Input(
-                    "one_per_line",
-                    default=False,
-                    optional=True,
-                    tooltip="Every line of target is a prompt of its own: Edit makes all of them "
-                    "at once, as a batch, from one picture.",
-                    advanced=True,
-                ),
+                SOURCE,
+                TARGET,
+                MODE,
+                CROSS_WINDOW,
+                SELF_WINDOW,
+                WEIGHTS,
+                ONE_PER_LINE,
             ],
             outputs=[
                 Control.Output(display_name="control", tooltip="For Edit's control input."),

@@ -22,34 +22,39 @@ CATEGORY = "palimpsest/drag"
 PREVIEW = 512
 
 
+RADIUS = io.Int.Input(
+    "radius",
+    default=5,
+    min=1,
+    max=128,
+    tooltip="Latent cells around a handle that are copied: a square of twice as many. "
+    "Connect the radius of Drag Points.",
+)
+ALPHA = io.Float.Input(
+    "alpha",
+    default=1.1,
+    min=0.0,
+    max=3.0,
+    step=0.05,
+    tooltip="Strength of the copy; a little above 1 keeps it clear.",
+    advanced=True,
+)
+BETA = io.Float.Input(
+    "beta",
+    default=0.3,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    tooltip="How much of the old stays where it was; the rest becomes noise.",
+    advanced=True,
+)
+
+
 def _brush_inputs() -> list[io.Input]:
     return [
-        io.Int.Input(
-            "radius",
-            default=5,
-            min=1,
-            max=128,
-            tooltip="Latent cells around a handle that are copied: a square of twice as many. "
-            "Connect the radius of Drag Points.",
-        ),
-        io.Float.Input(
-            "alpha",
-            default=1.1,
-            min=0.0,
-            max=3.0,
-            step=0.05,
-            tooltip="Strength of the copy; a little above 1 keeps it clear.",
-            advanced=True,
-        ),
-        io.Float.Input(
-            "beta",
-            default=0.3,
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            tooltip="How much of the old stays where it was; the rest becomes noise.",
-            advanced=True,
-        ),
+        RADIUS,
+        ALPHA,
+        BETA,
     ]
 
 
@@ -59,6 +64,11 @@ def _region_input() -> io.Input:
         optional=True,
         tooltip="White on what moves, instead of a square: what hangs together under each handle.",
     )
+
+
+SIGMAS = io.Sigmas.Input(
+    "sigmas", tooltip="The sigmas that will finish it: the first is its level."
+)
 
 
 class CopyPaste(Node):
@@ -76,9 +86,7 @@ class CopyPaste(Node):
             inputs=[
                 io.Model.Input("model", tooltip="The model whose latent it is."),
                 io.Latent.Input("latent", tooltip="A noisy latent, with leftover noise."),
-                io.Sigmas.Input(
-                    "sigmas", tooltip="The sigmas that will finish it: the first is its level."
-                ),
+                SIGMAS,
                 Points.Input("points", tooltip="From Drag Points."),
                 *_brush_inputs(),
                 seed_input(),
@@ -107,6 +115,53 @@ class CopyPaste(Node):
         return io.NodeOutput({**latent, "samples": pasted})
 
 
+POSITIVE = io.Conditioning.Input(
+    "positive", tooltip="Describes the picture as it shall be after the drag."
+)
+STRIDE = io.Int.Input(
+    "stride",
+    default=2,
+    min=1,
+    max=64,
+    tooltip="Latent cells per drag step: smaller is smoother and slower.",
+)
+CFG = io.Float.Input(
+    "cfg",
+    default=3.0,
+    min=1.0,
+    max=30.0,
+    step=0.1,
+    tooltip="Guidance at the noisiest stage; it falls to 1 at the cleanest. 1 costs half.",
+)
+ETA = io.Float.Input(
+    "eta",
+    default=1.0,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    tooltip="1 is the SDE, 0 the ODE (by DDIM inversion).",
+)
+EARLY_STOP = io.Boolean.Input(
+    "early_stop",
+    default=False,
+    tooltip="On: every pair walks at the stride and stops where it arrives. Off: "
+    "all arrive together, as published.",
+)
+SOURCE_BATCH = io.Int.Input(
+    "source_batch",
+    default=8,
+    min=1,
+    max=256,
+    tooltip="Stages of the undragged picture per model call: more is faster and takes more memory.",
+    advanced=True,
+)
+MASK = io.Mask.Input(
+    "mask",
+    optional=True,
+    tooltip="White where the picture may change: over handle, target and the way.",
+)
+
+
 class SDEDrag(Node):
     """The whole loop."""
 
@@ -121,60 +176,20 @@ class SDEDrag(Node):
             search_aliases=["drag", "draggan", "dragdiffusion", "move object", "point editing"],
             inputs=[
                 io.Model.Input("model", tooltip="A model, or Identity LoRA's."),
-                io.Conditioning.Input(
-                    "positive", tooltip="Describes the picture as it shall be after the drag."
-                ),
+                POSITIVE,
                 io.Conditioning.Input("negative", tooltip="What to avoid."),
                 io.Vae.Input("vae", tooltip="The VAE of the model."),
                 io.Image.Input("image", tooltip="The picture that the points were set on."),
                 Points.Input("points", tooltip="From Drag Points."),
                 *_brush_inputs(),
                 *schedule_inputs(0.6, 20),
-                io.Int.Input(
-                    "stride",
-                    default=2,
-                    min=1,
-                    max=64,
-                    tooltip="Latent cells per drag step: smaller is smoother and slower.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=3.0,
-                    min=1.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance at the noisiest stage; it falls to 1 at the cleanest. 1 "
-                    "costs half.",
-                ),
-                io.Float.Input(
-                    "eta",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="1 is the SDE, 0 the ODE (by DDIM inversion).",
-                ),
-                io.Boolean.Input(
-                    "early_stop",
-                    default=False,
-                    tooltip="On: every pair walks at the stride and stops where it arrives. Off: "
-                    "all arrive together, as published.",
-                ),
+                STRIDE,
+                CFG,
+                ETA,
+                EARLY_STOP,
                 seed_input(),
-                io.Int.Input(
-                    "source_batch",
-                    default=8,
-                    min=1,
-                    max=256,
-                    tooltip="Stages of the undragged picture per model call: more is faster and "
-                    "takes more memory.",
-                    advanced=True,
-                ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="White where the picture may change: over handle, target and the way.",
-                ),
+                SOURCE_BATCH,
+                MASK,
                 _region_input(),
             ],
             outputs=[

@@ -9,6 +9,26 @@ from ..pipelines.points import DragPoints, read_points
 from .border import Node
 from .wires import Points
 
+POINTS = io.String.Input(
+    "points",
+    default="",
+    socketless=True,
+    tooltip="Press on what shall move and drag it to where it shall go.",
+    extra_dict={"widgetType": "PALIMPSEST_DRAG_EDITOR"},
+)
+RADIUS = io.Int.Input(
+    "radius",
+    default=5,
+    min=1,
+    max=128,
+    tooltip="How much moves along with a point, in latent cells of 8 pixels.",
+)
+MASK = io.Mask.Input(
+    "mask",
+    optional=True,
+    tooltip="White where the picture may change. Without one, it may everywhere.",
+)
+
 
 class SetDragPoints(Node):
     """The editor of drag points; what it says is in `web/drag_points_widget.js`."""
@@ -24,25 +44,9 @@ class SetDragPoints(Node):
             search_aliases=["drag editor", "handle", "target", "sde-drag", "points editor", "move"],
             inputs=[
                 io.Image.Input("image", tooltip="The picture that is edited."),
-                io.String.Input(
-                    "points",
-                    default="",
-                    socketless=True,
-                    tooltip="Press on what shall move and drag it to where it shall go.",
-                    extra_dict={"widgetType": "PALIMPSEST_DRAG_EDITOR"},
-                ),
-                io.Int.Input(
-                    "radius",
-                    default=5,
-                    min=1,
-                    max=128,
-                    tooltip="How much moves along with a point, in latent cells of 8 pixels.",
-                ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="White where the picture may change. Without one, it may everywhere.",
-                ),
+                POINTS,
+                RADIUS,
+                MASK,
             ],
             outputs=[
                 Points.Output(display_name="points", tooltip="What moves where."),

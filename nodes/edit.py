@@ -15,6 +15,28 @@ CATEGORY = "palimpsest/edit"
 RECONSTRUCTION = 1
 
 
+CFG = io.Float.Input(
+    "cfg",
+    default=7.5,
+    min=0.0,
+    max=100.0,
+    step=0.1,
+    tooltip="How strongly the target prompt is followed.",
+)
+CONTROL = Control.Input(
+    "control",
+    optional=True,
+    tooltip="From Prompt-to-Prompt (SD 1.x, 2.x, SDXL): keeps the layout. Without it only "
+    "the prompt changes.",
+)
+MASK = io.Mask.Input(
+    "mask",
+    optional=True,
+    tooltip="White where the picture may change; outside it every pixel of the latent "
+    "stays as it was.",
+)
+
+
 def _inputs(corrections: list[str]) -> list[io.Input]:
     """What Edit and Edit Guider have in common."""
     return [
@@ -23,14 +45,7 @@ def _inputs(corrections: list[str]) -> list[io.Input]:
         io.Conditioning.Input("source", tooltip="What the picture shows now, as for Invert."),
         io.Conditioning.Input("target", tooltip="What the picture shall show."),
         io.Conditioning.Input("negative", tooltip="What to avoid; an empty prompt is usual."),
-        io.Float.Input(
-            "cfg",
-            default=7.5,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            tooltip="How strongly the target prompt is followed.",
-        ),
+        CFG,
         io.Combo.Input(
             "correction",
             options=corrections,
@@ -45,19 +60,28 @@ def _inputs(corrections: list[str]) -> list[io.Input]:
             + " Not read where the trajectory is noise (Edit Friendly, CycleDiffusion, Cycle-SDE), "
             "which is repeated, or EDICT's, which leads back by itself.",
         ),
-        Control.Input(
-            "control",
-            optional=True,
-            tooltip="From Prompt-to-Prompt (SD 1.x, 2.x, SDXL): keeps the layout. Without it only "
-            "the prompt changes.",
-        ),
-        io.Mask.Input(
-            "mask",
-            optional=True,
-            tooltip="White where the picture may change; outside it every pixel of the latent "
-            "stays as it was.",
-        ),
+        CONTROL,
+        MASK,
     ]
+
+
+SCALE = io.Float.Input(
+    "scale",
+    default=1.0,
+    min=0.0,
+    max=2.0,
+    step=0.05,
+    tooltip="Direct inversion only: which part of the source's error is corrected.",
+    advanced=True,
+)
+INTERVAL = io.Int.Input(
+    "interval",
+    default=1,
+    min=1,
+    max=1000,
+    tooltip="Direct inversion only: correct every how many steps.",
+    advanced=True,
+)
 
 
 class Edit(Node):
@@ -81,23 +105,8 @@ class Edit(Node):
             ],
             inputs=[
                 *_inputs(["direct inversion", "none", "add source", "add target"]),
-                io.Float.Input(
-                    "scale",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="Direct inversion only: which part of the source's error is corrected.",
-                    advanced=True,
-                ),
-                io.Int.Input(
-                    "interval",
-                    default=1,
-                    min=1,
-                    max=1000,
-                    tooltip="Direct inversion only: correct every how many steps.",
-                    advanced=True,
-                ),
+                SCALE,
+                INTERVAL,
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The edited picture."),

@@ -16,6 +16,55 @@ CATEGORY = "palimpsest/drag"
 LoraModel = io.Custom("LORA_MODEL")
 
 
+RANK = io.Int.Input(
+    "rank",
+    default=16,
+    min=1,
+    max=128,
+    tooltip="How much the LoRA can hold; 4 is the benchmark's, 16 the published tool's.",
+)
+STEPS = io.Int.Input(
+    "steps",
+    default=100,
+    min=1,
+    max=10000,
+    tooltip="How long it learns; more keeps more of the picture.",
+)
+LEARNING_RATE = io.Float.Input(
+    "learning_rate",
+    default=0.0002,
+    min=0.000001,
+    max=1.0,
+    step=0.000001,
+    round=0.000001,
+    tooltip="How fast it learns.",
+)
+MIN_STRENGTH = io.Float.Input(
+    "min_strength",
+    default=0.5,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    tooltip="Strength of the LoRA at the noisiest level of a run; it rises to 1 "
+    "at the clean end, and 1 here keeps it there throughout.",
+)
+SEED = io.Int.Input(
+    "seed",
+    default=0,
+    min=0,
+    max=2**64 - 1,
+    control_after_generate=io.ControlAfterGenerate.fixed,
+    tooltip="Draws the first weights and the noise it learns with.",
+)
+SAVE_AS = io.String.Input(
+    "save_as",
+    default="",
+    optional=True,
+    advanced=True,
+    tooltip="A file name for Load LoRA, inside output/loras; empty writes no file.",
+)
+
+
 class IdentityLoraNode(Node):
     """A LoRA of one picture."""
 
@@ -32,54 +81,12 @@ class IdentityLoraNode(Node):
                 io.Model.Input("model", tooltip="The model that will drag."),
                 io.Conditioning.Input("positive", tooltip="The prompt of the drag."),
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode."),
-                io.Int.Input(
-                    "rank",
-                    default=16,
-                    min=1,
-                    max=128,
-                    tooltip="How much the LoRA can hold; 4 is the benchmark's, 16 the published "
-                    "tool's.",
-                ),
-                io.Int.Input(
-                    "steps",
-                    default=100,
-                    min=1,
-                    max=10000,
-                    tooltip="How long it learns; more keeps more of the picture.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=0.0002,
-                    min=0.000001,
-                    max=1.0,
-                    step=0.000001,
-                    round=0.000001,
-                    tooltip="How fast it learns.",
-                ),
-                io.Float.Input(
-                    "min_strength",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Strength of the LoRA at the noisiest level of a run; it rises to 1 "
-                    "at the clean end, and 1 here keeps it there throughout.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Draws the first weights and the noise it learns with.",
-                ),
-                io.String.Input(
-                    "save_as",
-                    default="",
-                    optional=True,
-                    advanced=True,
-                    tooltip="A file name for Load LoRA, inside output/loras; empty writes no file.",
-                ),
+                RANK,
+                STEPS,
+                LEARNING_RATE,
+                MIN_STRENGTH,
+                SEED,
+                SAVE_AS,
             ],
             outputs=[
                 io.Model.Output(

@@ -19,6 +19,23 @@ from .inputs import (
 CATEGORY = "palimpsest/sde"
 
 
+STEPS = io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps that are walked.")
+STRENGTH = io.Float.Input(
+    "strength",
+    default=1.0,
+    min=0.01,
+    max=1.0,
+    step=0.01,
+    tooltip="1 begins with pure noise; less lets what is there show through.",
+)
+ORDER = io.Combo.Input(
+    "order",
+    options=["1", "2"],
+    tooltip="1: DDIM and its SDE. 2: DPM-Solver++ (2M) and its SDE, finer; as sde "
+    "it needs 25 steps or more, or karras.",
+)
+
+
 class Inpaint(Node):
     """Painting a masked region anew by SDE or ODE."""
 
@@ -37,26 +54,12 @@ class Inpaint(Node):
                 io.Conditioning.Input("negative", tooltip="What to avoid."),
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode."),
                 io.Mask.Input("mask", tooltip="White where it is painted anew."),
-                io.Int.Input(
-                    "steps", default=50, min=1, max=1000, tooltip="Steps that are walked."
-                ),
+                STEPS,
                 scheduler_input("normal", "How the steps are spread."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="1 begins with pure noise; less lets what is there show through.",
-                ),
+                STRENGTH,
                 cfg_input(7.5),
                 process_input(),
-                io.Combo.Input(
-                    "order",
-                    options=["1", "2"],
-                    tooltip="1: DDIM and its SDE. 2: DPM-Solver++ (2M) and its SDE, finer; as sde "
-                    "it needs 25 steps or more, or karras.",
-                ),
+                ORDER,
                 seed_input(),
             ],
             outputs=[LATENT_OUT],

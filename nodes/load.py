@@ -68,6 +68,30 @@ class LoadDiffusersFolder(Node):
         return io.NodeOutput(loaded.model, loaded.clip, loaded.vae)
 
 
+COLOR = io.Combo.Input("color", options=list(scenes.COLORS), default="red", tooltip="Its colour.")
+SHAPE = io.Combo.Input("shape", options=list(scenes.SHAPES), default="heart", tooltip="Its shape.")
+TEXTURE = io.Combo.Input(
+    "texture",
+    options=list(scenes.TEXTURES),
+    default="plain",
+    tooltip="What it is painted with.",
+)
+BACKGROUND = io.Combo.Input(
+    "background",
+    options=list(scenes.BACKGROUNDS),
+    default="grass",
+    tooltip="What lies behind it.",
+)
+SEED = io.Int.Input(
+    "seed",
+    default=7,
+    min=0,
+    max=2**31 - 1,
+    control_after_generate=io.ControlAfterGenerate.fixed,
+    tooltip="Draws its size and place and the details of the background.",
+)
+
+
 class DemoScene(Node):
     """A drawn picture whose true edit is known."""
 
@@ -82,32 +106,11 @@ class DemoScene(Node):
             "the same picture with something changed: what a perfect edit would give.",
             search_aliases=["test image", "synthetic picture", "ground truth edit", "example"],
             inputs=[
-                io.Combo.Input(
-                    "color", options=list(scenes.COLORS), default="red", tooltip="Its colour."
-                ),
-                io.Combo.Input(
-                    "shape", options=list(scenes.SHAPES), default="heart", tooltip="Its shape."
-                ),
-                io.Combo.Input(
-                    "texture",
-                    options=list(scenes.TEXTURES),
-                    default="plain",
-                    tooltip="What it is painted with.",
-                ),
-                io.Combo.Input(
-                    "background",
-                    options=list(scenes.BACKGROUNDS),
-                    default="grass",
-                    tooltip="What lies behind it.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=7,
-                    min=0,
-                    max=2**31 - 1,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Draws its size and place and the details of the background.",
-                ),
+                COLOR,
+                SHAPE,
+                TEXTURE,
+                BACKGROUND,
+                SEED,
                 io.Combo.Input(
                     "edit_color",
                     options=keep + list(scenes.COLORS),

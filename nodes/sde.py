@@ -33,6 +33,19 @@ def _prompts() -> list[io.Input]:
     ]
 
 
+LATENT = io.Latent.Input(
+    "latent",
+    optional=True,
+    tooltip="The picture, from VAE Encode. Not read if a trajectory is connected.",
+)
+TRAJECTORY = Trajectory.Input(
+    "trajectory",
+    optional=True,
+    tooltip="Of an earlier Cycle-SDE or DiffEdit: edits the same noise again, "
+    "without running the source. Its own steps, t0, process and seed hold.",
+)
+
+
 class CycleSDE(Node):
     """Image-to-image by prompt along the picture's own noise."""
 
@@ -53,17 +66,8 @@ class CycleSDE(Node):
                 process_input(),
                 seed_input(),
                 levels_at_once_input(),
-                io.Latent.Input(
-                    "latent",
-                    optional=True,
-                    tooltip="The picture, from VAE Encode. Not read if a trajectory is connected.",
-                ),
-                Trajectory.Input(
-                    "trajectory",
-                    optional=True,
-                    tooltip="Of an earlier Cycle-SDE or DiffEdit: edits the same noise again, "
-                    "without running the source. Its own steps, t0, process and seed hold.",
-                ),
+                LATENT,
+                TRAJECTORY,
                 io.Mask.Input("mask", optional=True, tooltip="White where the picture may change."),
             ],
             outputs=[LATENT_OUT, TRAJECTORY_OUT],
@@ -110,6 +114,38 @@ class CycleSDE(Node):
         return io.NodeOutput({"samples": edited}, chain, ui=told(spent, chain.steps))
 
 
+MASK_DRAWS = io.Int.Input(
+    "mask_draws",
+    default=10,
+    min=1,
+    max=100,
+    tooltip="How often the prompts are compared, under other noise each time.",
+    advanced=True,
+)
+MASK_RATIO = io.Float.Input(
+    "mask_ratio",
+    default=3.0,
+    min=0.1,
+    max=20.0,
+    step=0.1,
+    tooltip="How much above the average they must differ: lower makes the mask larger.",
+)
+MASK_STRENGTH = io.Float.Input(
+    "mask_strength",
+    default=0.5,
+    min=0.01,
+    max=1.0,
+    step=0.01,
+    tooltip="At which part of the noise they are compared.",
+    advanced=True,
+)
+MASK = io.Mask.Input(
+    "mask",
+    optional=True,
+    tooltip="White where the found mask may lie; outside it nothing changes.",
+)
+
+
 class DiffEdit(Node):
     """An automatic mask from two prompts, and an edit under it."""
 
@@ -133,38 +169,11 @@ class DiffEdit(Node):
                 ),
                 process_input(),
                 seed_input(),
-                io.Int.Input(
-                    "mask_draws",
-                    default=10,
-                    min=1,
-                    max=100,
-                    tooltip="How often the prompts are compared, under other noise each time.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "mask_ratio",
-                    default=3.0,
-                    min=0.1,
-                    max=20.0,
-                    step=0.1,
-                    tooltip="How much above the average they must differ: lower makes the mask "
-                    "larger.",
-                ),
-                io.Float.Input(
-                    "mask_strength",
-                    default=0.5,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="At which part of the noise they are compared.",
-                    advanced=True,
-                ),
+                MASK_DRAWS,
+                MASK_RATIO,
+                MASK_STRENGTH,
                 levels_at_once_input(),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="White where the found mask may lie; outside it nothing changes.",
-                ),
+                MASK,
             ],
             outputs=[
                 LATENT_OUT,

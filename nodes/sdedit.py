@@ -18,23 +18,27 @@ CATEGORY = "palimpsest/sdedit"
 FULL_MASK = "White where it is painted anew; the rest of the latent stays, number for number."
 
 
+UNIT = io.Combo.Input(
+    "unit",
+    options=list(UNITS),
+    tooltip="What strength counts: the paper's t0 on its VP or VE schedule, the part of "
+    "the model's timesteps (KSampler's denoise), or the noise level sigma itself.",
+)
+STRENGTH = io.Float.Input(
+    "strength",
+    default=0.5,
+    min=0.0,
+    max=1000.0,
+    step=0.01,
+    tooltip="How much noise: more is more realistic, less is more faithful. 0.3 to 0.6 "
+    "are usual for t0.",
+)
+
+
 def _strength_inputs() -> list[io.Input]:
     return [
-        io.Combo.Input(
-            "unit",
-            options=list(UNITS),
-            tooltip="What strength counts: the paper's t0 on its VP or VE schedule, the part of "
-            "the model's timesteps (KSampler's denoise), or the noise level sigma itself.",
-        ),
-        io.Float.Input(
-            "strength",
-            default=0.5,
-            min=0.0,
-            max=1000.0,
-            step=0.01,
-            tooltip="How much noise: more is more realistic, less is more faithful. 0.3 to 0.6 "
-            "are usual for t0.",
-        ),
+        UNIT,
+        STRENGTH,
         io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps that are walked."),
         scheduler_input("normal", "How the steps are spread."),
     ]
@@ -49,18 +53,26 @@ def _prompt_inputs() -> list[io.Input]:
     ]
 
 
+ETA = io.Float.Input(
+    "eta",
+    default=1.0,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    tooltip="1 is the paper's SDE, 0 the ODE.",
+)
+
+
 def _painting_inputs() -> list[io.Input]:
     return [
         cfg_input(5.0),
-        io.Float.Input(
-            "eta",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            tooltip="1 is the paper's SDE, 0 the ODE.",
-        ),
+        ETA,
     ]
+
+
+NOISE = io.Noise.Input(
+    "noise", optional=True, tooltip="Noise of your own; the seed is not read then."
+)
 
 
 class SDEditNoise(Node):
@@ -80,9 +92,7 @@ class SDEditNoise(Node):
                 io.Latent.Input("latent", tooltip="The guide: strokes or a rough paste, encoded."),
                 *_strength_inputs(),
                 seed_input(),
-                io.Noise.Input(
-                    "noise", optional=True, tooltip="Noise of your own; the seed is not read then."
-                ),
+                NOISE,
             ],
             outputs=[
                 io.Latent.Output(
@@ -103,6 +113,15 @@ class SDEditNoise(Node):
         return io.NodeOutput({"samples": noisy}, levels, ui={"palimpsest_text": [text]})
 
 
+REPEATS = io.Int.Input(
+    "repeats",
+    default=1,
+    min=1,
+    max=20,
+    tooltip="How often: each time from what came out. More is more realistic.",
+)
+
+
 class SDEdit(Node):
     """The whole loop."""
 
@@ -119,13 +138,7 @@ class SDEdit(Node):
                 *_prompt_inputs(),
                 *_strength_inputs(),
                 *_painting_inputs(),
-                io.Int.Input(
-                    "repeats",
-                    default=1,
-                    min=1,
-                    max=20,
-                    tooltip="How often: each time from what came out. More is more realistic.",
-                ),
+                REPEATS,
                 seed_input(),
                 io.Mask.Input("mask", optional=True, tooltip=FULL_MASK),
             ],
@@ -170,6 +183,17 @@ class SDEdit(Node):
         return io.NodeOutput({"samples": painted}, ui=told(spent, len(levels) - 1, more))
 
 
+SDEDITSWEEP_UNIT = io.Combo.Input(
+    "unit", options=list(UNITS), tooltip="What the strengths count; see SDEdit."
+)
+STRENGTHS = io.String.Input(
+    "strengths",
+    default="0.2, 0.35, 0.5, 0.6, 0.7",
+    tooltip="The strengths, by commas: one column each.",
+)
+SEEDS = io.Int.Input("seeds", default=3, min=1, max=16, tooltip="How many seeds: one row each.")
+
+
 class SDEditSweep(Node):
     """Strengths and seeds on one sheet."""
 
@@ -185,17 +209,9 @@ class SDEditSweep(Node):
             inputs=[
                 *_prompt_inputs(),
                 io.Vae.Input("vae", tooltip="The VAE of the model."),
-                io.Combo.Input(
-                    "unit", options=list(UNITS), tooltip="What the strengths count; see SDEdit."
-                ),
-                io.String.Input(
-                    "strengths",
-                    default="0.2, 0.35, 0.5, 0.6, 0.7",
-                    tooltip="The strengths, by commas: one column each.",
-                ),
-                io.Int.Input(
-                    "seeds", default=3, min=1, max=16, tooltip="How many seeds: one row each."
-                ),
+                SDEDITSWEEP_UNIT,
+                STRENGTHS,
+                SEEDS,
                 io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Steps of each."),
                 scheduler_input("normal", "How the steps are spread."),
                 *_painting_inputs(),

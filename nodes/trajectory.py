@@ -17,6 +17,9 @@ from .wires import Trajectory
 CATEGORY = "palimpsest/trajectory"
 
 
+FRAMES = io.Int.Input("frames", default=8, min=2, max=64, tooltip="How many stages to show.")
+
+
 class PreviewTrajectory(Node):
     """A filmstrip of what the model guessed at every stage."""
 
@@ -32,9 +35,7 @@ class PreviewTrajectory(Node):
             inputs=[
                 Trajectory.Input("trajectory", tooltip="From Invert."),
                 io.Vae.Input("vae", tooltip="The VAE of the model."),
-                io.Int.Input(
-                    "frames", default=8, min=2, max=64, tooltip="How many stages to show."
-                ),
+                FRAMES,
             ],
             outputs=[
                 io.Image.Output(
@@ -105,6 +106,13 @@ class LatentsToTrajectory(Node):
         return io.NodeOutput(trajectory_from_latents(model, latents["samples"], sigmas))
 
 
+FILENAME_PREFIX = io.String.Input(
+    "filename_prefix",
+    default="trajectories/palimpsest",
+    tooltip="Name, with folders if you like, inside the output folder.",
+)
+
+
 class SaveTrajectory(Node):
     """A trajectory as a file."""
 
@@ -119,11 +127,7 @@ class SaveTrajectory(Node):
             search_aliases=["export trajectory", "save latents"],
             inputs=[
                 Trajectory.Input("trajectory", tooltip="From Invert."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="trajectories/palimpsest",
-                    tooltip="Name, with folders if you like, inside the output folder.",
-                ),
+                FILENAME_PREFIX,
             ],
             outputs=[],
             is_output_node=True,

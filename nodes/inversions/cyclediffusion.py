@@ -18,6 +18,16 @@ from .shared import (
     picture_of,
 )
 
+ETA = io.Float.Input(
+    "eta",
+    default=CYCLE_ETA,
+    min=0.01,
+    max=1.0,
+    step=0.01,
+    tooltip="How much fresh noise each step adds: 0.1 is the published choice, 1 "
+    "forgives as much as Cycle-SDE does.",
+)
+
 
 class InvertCycleDiffusion(Node):
     """CycleDiffusion: noise led back to the picture by steps that know it."""
@@ -42,15 +52,7 @@ class InvertCycleDiffusion(Node):
                     strength=0.8,
                     model=ANY_MODEL,
                 ),
-                io.Float.Input(
-                    "eta",
-                    default=CYCLE_ETA,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How much fresh noise each step adds: 0.1 is the published choice, 1 "
-                    "forgives as much as Cycle-SDE does.",
-                ),
+                ETA,
                 cfg_input(
                     1.0,
                     "Guidance of the source. 1 costs half; other values need the negative.",

@@ -25,6 +25,56 @@ from .shared import (
     picture_of,
 )
 
+CFG = io.Float.Input(
+    "cfg",
+    default=1.0,
+    min=0.0,
+    max=30.0,
+    step=0.1,
+    tooltip="Guidance while inverting. 1 is the published choice; higher values "
+    "need the negative and invert less exactly.",
+)
+REFINEMENT = io.Int.Input(
+    "refinement",
+    default=0,
+    min=0,
+    max=20,
+    tooltip="Extra model calls per step that make the way back exact. Edit does "
+    "not need them; sampling the noise with core's samplers does: try 4.",
+)
+AVERAGING = io.Boolean.Input(
+    "averaging",
+    default=False,
+    optional=True,
+    tooltip="Average what the refinement visits, as ReNoise does, in place of "
+    "accelerating it. Read with a refinement of 1 or more.",
+    advanced=True,
+)
+SOURCE_FEATURES = io.Combo.Input(
+    "source_features",
+    options=["off", "memory", "disk"],
+    default="off",
+    optional=True,
+    tooltip="Keep what the control is going to read of the source, so that Edit "
+    "need not run the source again. Needs the control and convention current.",
+    advanced=True,
+)
+FEATURE_BUDGET = io.Int.Input(
+    "feature_budget",
+    default=1024,
+    min=1,
+    max=1_000_000,
+    optional=True,
+    tooltip="MiB that the source features may take. Where they take more, none "
+    "are kept, the node says how much it would be, and Edit works as usual.",
+    advanced=True,
+)
+CONTROL = Control.Input(
+    "control",
+    optional=True,
+    tooltip="The one that Edit will use; only read to keep source features.",
+)
+
 
 class InvertDDIM(Node):
     """DDIM inversion, plain or refined."""
@@ -49,58 +99,15 @@ class InvertDDIM(Node):
             ],
             inputs=[
                 *picture_inputs(model=ANY_MODEL),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance while inverting. 1 is the published choice; higher values "
-                    "need the negative and invert less exactly.",
-                ),
+                CFG,
                 convention_input(),
-                io.Int.Input(
-                    "refinement",
-                    default=0,
-                    min=0,
-                    max=20,
-                    tooltip="Extra model calls per step that make the way back exact. Edit does "
-                    "not need them; sampling the noise with core's samplers does: try 4.",
-                ),
+                REFINEMENT,
                 SIGMAS_IN,
                 negative_input("Only needed where cfg is not 1."),
-                io.Boolean.Input(
-                    "averaging",
-                    default=False,
-                    optional=True,
-                    tooltip="Average what the refinement visits, as ReNoise does, in place of "
-                    "accelerating it. Read with a refinement of 1 or more.",
-                    advanced=True,
-                ),
-                io.Combo.Input(
-                    "source_features",
-                    options=["off", "memory", "disk"],
-                    default="off",
-                    optional=True,
-                    tooltip="Keep what the control is going to read of the source, so that Edit "
-                    "need not run the source again. Needs the control and convention current.",
-                    advanced=True,
-                ),
-                io.Int.Input(
-                    "feature_budget",
-                    default=1024,
-                    min=1,
-                    max=1_000_000,
-                    optional=True,
-                    tooltip="MiB that the source features may take. Where they take more, none "
-                    "are kept, the node says how much it would be, and Edit works as usual.",
-                    advanced=True,
-                ),
-                Control.Input(
-                    "control",
-                    optional=True,
-                    tooltip="The one that Edit will use; only read to keep source features.",
-                ),
+                AVERAGING,
+                SOURCE_FEATURES,
+                FEATURE_BUDGET,
+                CONTROL,
             ],
             outputs=outputs(),
             has_intermediate_output=True,

@@ -22,6 +22,27 @@ from .shared import (
 NAME = "Invert (EDICT)"
 
 
+CFG = io.Float.Input(
+    "cfg",
+    default=3.0,
+    min=0.0,
+    max=30.0,
+    step=0.1,
+    tooltip="Guidance while inverting; 3 is the published choice. Set that of Edit "
+    "to the same number. Needs the negative where it is not 1.",
+)
+MIXING = io.Float.Input(
+    "mixing",
+    default=0.93,
+    min=0.5,
+    max=1.0,
+    step=0.01,
+    tooltip="How far the two chains may part: lower holds them together, and "
+    "makes the stages noisier; 1 lets them go. 0.93 is the published choice.",
+    advanced=True,
+)
+
+
 class InvertEDICT(Node):
     """Exact inversion under guidance."""
 
@@ -39,25 +60,8 @@ class InvertEDICT(Node):
                     model=ANY_MODEL,
                     strength=0.8,
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=3.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance while inverting; 3 is the published choice. Set that of Edit "
-                    "to the same number. Needs the negative where it is not 1.",
-                ),
-                io.Float.Input(
-                    "mixing",
-                    default=0.93,
-                    min=0.5,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="How far the two chains may part: lower holds them together, and "
-                    "makes the stages noisier; 1 lets them go. 0.93 is the published choice.",
-                    advanced=True,
-                ),
+                CFG,
+                MIXING,
                 SIGMAS_IN,
                 negative_input(
                     "What Edit gets as its negative; an empty prompt is usual. Needed where cfg "

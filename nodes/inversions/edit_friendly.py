@@ -19,6 +19,16 @@ from .shared import (
     picture_of,
 )
 
+SKIP = io.Int.Input(
+    "skip",
+    default=12,
+    min=0,
+    max=999,
+    tooltip="Noisiest steps that are left out: more keep more of the picture. The "
+    "same idea as strength, counted in steps as the paper does; leave strength at "
+    "1.",
+)
+
 
 class InvertEditFriendly(Node):
     """Edit-Friendly DDPM inversion: noise of its own at every stage."""
@@ -41,15 +51,7 @@ class InvertEditFriendly(Node):
             ],
             inputs=[
                 *picture_inputs(model=ANY_MODEL),
-                io.Int.Input(
-                    "skip",
-                    default=12,
-                    min=0,
-                    max=999,
-                    tooltip="Noisiest steps that are left out: more keep more of the picture. The "
-                    "same idea as strength, counted in steps as the paper does; leave strength at "
-                    "1.",
-                ),
+                SKIP,
                 cfg_input(
                     1.0,
                     "Guidance of the source. 1 costs half; other values need the negative.",

@@ -20,6 +20,17 @@ from .shared import (
 NAME = "Invert (Negative-prompt)"
 
 
+INTERPOLATION = io.Float.Input(
+    "interpolation",
+    default=0.0,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    tooltip="0 pushes away from the picture's own description (the published "
+    "method), 1 from the negative, as Invert (DDIM) does; between lies a mixture.",
+)
+
+
 class InvertNegativePrompt(Node):
     """DDIM inversion whose edits take the source prompt for their negative one."""
 
@@ -35,15 +46,7 @@ class InvertNegativePrompt(Node):
             search_aliases=["npi", "negative prompt inversion", "proxnpi", "null-text", "invert"],
             inputs=[
                 *picture_inputs(model=UNET_MODEL),
-                io.Float.Input(
-                    "interpolation",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="0 pushes away from the picture's own description (the published "
-                    "method), 1 from the negative, as Invert (DDIM) does; between lies a mixture.",
-                ),
+                INTERPOLATION,
                 convention_input(),
                 SIGMAS_IN,
                 negative_input("Only needed where interpolation is above 0."),

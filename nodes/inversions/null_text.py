@@ -7,6 +7,42 @@ from ...pipelines.inversion.null_text import NullText
 from ..border import Node
 from .shared import CATEGORY, SIGMAS_IN, UNET_MODEL, inverted, outputs, picture_inputs, picture_of
 
+NEGATIVE = io.Conditioning.Input(
+    "negative", tooltip="Where the learning starts: an empty prompt is usual."
+)
+CFG = io.Float.Input(
+    "cfg",
+    default=7.5,
+    min=0.0,
+    max=100.0,
+    step=0.1,
+    tooltip="The cfg that the Edit shall have: what is learned holds for it alone.",
+)
+INNER_STEPS = io.Int.Input(
+    "inner_steps",
+    default=10,
+    min=0,
+    max=1000,
+    tooltip="At most so many optimiser steps per stage; each costs about four model calls.",
+)
+VARIANT = io.Combo.Input(
+    "variant",
+    options=["null-text", "source only", "null-latent"],
+    tooltip="null-text: the target reads what was learned too. source only: the "
+    "target keeps the negative. null-latent: the source's stages alone are kept; "
+    "the edit's cfg is then free.",
+)
+EARLY_STOP_EPSILON = io.Float.Input(
+    "early_stop_epsilon",
+    default=1e-5,
+    min=0.0,
+    max=1.0,
+    step=1e-6,
+    round=1e-7,
+    tooltip="The error at which a stage is good enough; higher is faster.",
+    advanced=True,
+)
+
 
 class InvertNullText(Node):
     """Null-text inversion, and its two ablations."""
@@ -30,42 +66,11 @@ class InvertNullText(Node):
             ],
             inputs=[
                 *picture_inputs(model=UNET_MODEL),
-                io.Conditioning.Input(
-                    "negative", tooltip="Where the learning starts: an empty prompt is usual."
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="The cfg that the Edit shall have: what is learned holds for it alone.",
-                ),
-                io.Int.Input(
-                    "inner_steps",
-                    default=10,
-                    min=0,
-                    max=1000,
-                    tooltip="At most so many optimiser steps per stage; each costs about four "
-                    "model calls.",
-                ),
-                io.Combo.Input(
-                    "variant",
-                    options=["null-text", "source only", "null-latent"],
-                    tooltip="null-text: the target reads what was learned too. source only: the "
-                    "target keeps the negative. null-latent: the source's stages alone are kept; "
-                    "the edit's cfg is then free.",
-                ),
-                io.Float.Input(
-                    "early_stop_epsilon",
-                    default=1e-5,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-6,
-                    round=1e-7,
-                    tooltip="The error at which a stage is good enough; higher is faster.",
-                    advanced=True,
-                ),
+                NEGATIVE,
+                CFG,
+                INNER_STEPS,
+                VARIANT,
+                EARLY_STOP_EPSILON,
                 SIGMAS_IN,
             ],
             outputs=outputs(),

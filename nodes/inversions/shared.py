@@ -25,6 +25,25 @@ ANY_MODEL = "Predicts noise, v or a flow (SD 1.x, SD 2.x, SDXL, SD 3, Flux, ...)
 UNET_MODEL = "Predicts noise or v, with a UNet (SD 1.x, SD 2.x, SDXL), LoRA included."
 
 
+POSITIVE = io.Conditioning.Input(
+    "positive", tooltip="Describes the picture as it is now, not as it shall be."
+)
+STEPS = io.Int.Input(
+    "steps",
+    default=50,
+    min=1,
+    max=1000,
+    tooltip="Stages on the way up. More are more exact and cost more time.",
+)
+SCHEDULER = io.Combo.Input(
+    "scheduler",
+    options=comfy.samplers.SCHEDULER_NAMES,
+    default="ddim_uniform",
+    tooltip="How the stages are spread: ddim_uniform is the published grid; flow models "
+    "take simple. Not read if sigmas are connected.",
+)
+
+
 def picture_inputs(
     *,
     model: str,
@@ -38,24 +57,10 @@ def picture_inputs(
     """
     return [
         io.Model.Input("model", tooltip=model),
-        io.Conditioning.Input(
-            "positive", tooltip="Describes the picture as it is now, not as it shall be."
-        ),
+        POSITIVE,
         io.Latent.Input("latent", tooltip="The picture, encoded by the model's own VAE."),
-        io.Int.Input(
-            "steps",
-            default=50,
-            min=1,
-            max=1000,
-            tooltip="Stages on the way up. More are more exact and cost more time.",
-        ),
-        io.Combo.Input(
-            "scheduler",
-            options=comfy.samplers.SCHEDULER_NAMES,
-            default="ddim_uniform",
-            tooltip="How the stages are spread: ddim_uniform is the published grid; flow models "
-            "take simple. Not read if sigmas are connected.",
-        ),
+        STEPS,
+        SCHEDULER,
         io.Float.Input(
             "strength",
             default=strength,

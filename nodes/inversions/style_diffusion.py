@@ -12,6 +12,60 @@ from .shared import CATEGORY, SIGMAS_IN, UNET_MODEL, inverted, outputs, picture_
 FEATURE = "Invert (StyleDiffusion)"
 
 
+NEGATIVE = io.Conditioning.Input(
+    "negative", tooltip="The one that Edit is going to have; usually empty."
+)
+ROUNDS = io.Int.Input(
+    "rounds",
+    default=1071,
+    min=1,
+    max=100000,
+    tooltip="Rounds of learning in all, most of them at the noisiest stages; at "
+    "least one for each step. Each costs about four model calls. 1071 at 50 steps "
+    "is published, 300 is often enough.",
+)
+VALUE_WINDOW = io.Float.Input(
+    "value_window",
+    default=0.5,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    tooltip="Part of the edit in which its own prompt is painted with the learned "
+    "looks. More keeps more of the picture, less follows the prompt more.",
+)
+MAP_WEIGHT = io.Float.Input(
+    "map_weight",
+    default=1.0,
+    min=0.0,
+    max=1000.0,
+    step=0.1,
+    tooltip="How much the learning holds on to where each word looks. 0 is faster "
+    "and needs less memory.",
+    advanced=True,
+)
+EARLY_STOP = io.Float.Input(
+    "early_stop",
+    default=1e-5,
+    min=0.0,
+    max=1.0,
+    step=1e-6,
+    tooltip="A step is done when its loss falls below this; later steps allow "
+    "more. 0.00001 is published.",
+    advanced=True,
+)
+CLIP_VISION = io.ClipVision.Input(
+    "clip_vision",
+    optional=True,
+    tooltip="Sees the picture; ViT-B/16 is published for SD 1.x. Needs the image. "
+    "Without it the latent itself is looked at.",
+)
+IMAGE = io.Image.Input(
+    "image",
+    optional=True,
+    tooltip="The picture as it was before VAE Encode, for clip_vision.",
+)
+
+
 class InvertStyleDiffusion(Node):
     """StyleDiffusion: a learned mapping of cross-attention's values."""
 
@@ -34,61 +88,16 @@ class InvertStyleDiffusion(Node):
             ],
             inputs=[
                 *picture_inputs(model=UNET_MODEL),
-                io.Conditioning.Input(
-                    "negative", tooltip="The one that Edit is going to have; usually empty."
-                ),
+                NEGATIVE,
                 cfg_input(7.5, "The guidance that is learned for: give Edit the same."),
-                io.Int.Input(
-                    "rounds",
-                    default=1071,
-                    min=1,
-                    max=100000,
-                    tooltip="Rounds of learning in all, most of them at the noisiest stages; at "
-                    "least one for each step. Each costs about four model calls. 1071 at 50 steps "
-                    "is published, 300 is often enough.",
-                ),
-                io.Float.Input(
-                    "value_window",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Part of the edit in which its own prompt is painted with the learned "
-                    "looks. More keeps more of the picture, less follows the prompt more.",
-                ),
+                ROUNDS,
+                VALUE_WINDOW,
                 seed_input(),
-                io.Float.Input(
-                    "map_weight",
-                    default=1.0,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.1,
-                    tooltip="How much the learning holds on to where each word looks. 0 is faster "
-                    "and needs less memory.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "early_stop",
-                    default=1e-5,
-                    min=0.0,
-                    max=1.0,
-                    step=1e-6,
-                    tooltip="A step is done when its loss falls below this; later steps allow "
-                    "more. 0.00001 is published.",
-                    advanced=True,
-                ),
+                MAP_WEIGHT,
+                EARLY_STOP,
                 SIGMAS_IN,
-                io.ClipVision.Input(
-                    "clip_vision",
-                    optional=True,
-                    tooltip="Sees the picture; ViT-B/16 is published for SD 1.x. Needs the image. "
-                    "Without it the latent itself is looked at.",
-                ),
-                io.Image.Input(
-                    "image",
-                    optional=True,
-                    tooltip="The picture as it was before VAE Encode, for clip_vision.",
-                ),
+                CLIP_VISION,
+                IMAGE,
             ],
             outputs=outputs(),
             has_intermediate_output=True,
