@@ -1,8 +1,11 @@
 """The node that puts methods side by side."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..hosts.comfy.edits.compare import CompareRequest, compare, comparison_sheet
+from ..hosts.comfy.edits.compare import Comparison as Rows
 from .border import Node
 from .wires import Comparison
 
@@ -66,25 +69,17 @@ class Compare(Node):
     @classmethod
     def run(
         cls,
-        vae,
-        source,
-        edit,
-        label,
-        reconstruction=None,
-        cost=None,
-        mask=None,
-        comparison=(),
+        edit: dict[str, Any],
+        reconstruction: dict[str, Any] | None = None,
+        cost: str | None = None,
+        comparison: Rows | None = None,
+        **asked: Any,
     ) -> io.NodeOutput:
+        back = None if reconstruction is None else reconstruction["samples"]
         request = CompareRequest(
-            vae,
-            source,
-            None if reconstruction is None else reconstruction["samples"],
-            edit["samples"],
-            label,
-            cost or "",
-            mask,
+            edit=edit["samples"], reconstruction=back, cost=cost or "", **asked
         )
-        rows = compare(request, comparison)
+        rows = compare(request, comparison or ())
         told = "\n".join(line.replace("\t", " ") for line in rows[-1].lines[1:])
         return io.NodeOutput(rows, comparison_sheet(rows), ui={"palimpsest_text": [told]})
 

@@ -1,11 +1,16 @@
 """Nodes that make an attention control."""
 
+from typing import Any
+
+from comfy.sd import CLIP
 from comfy_api.latest import io
 
 from ..hosts.comfy.edits.edit import BoundControl
 from ..hosts.comfy.words import encode_batch, prompt_tokens
+from ..pipelines.attention.bank import Control as AnyControl
 from ..pipelines.attention.prompt_batch import rewrite_prompts
-from ..pipelines.attention.prompt_to_prompt import parse_weights, rewrite_prompt
+from ..pipelines.attention.prompt_to_prompt import Mode, parse_weights, rewrite_prompt
+from ..pipelines.attention.tokens import PromptTokens
 from ..pipelines.errors import PalimpsestError
 from .border import Node
 from .wires import Control
@@ -108,30 +113,38 @@ class PromptToPrompt(Node):
     @classmethod
     def run(
         cls,
-        clip,
-        source,
-        target,
-        mode,
-        cross_window,
-        self_window,
-        weights="",
-        one_per_line=False,
+        clip: CLIP,
+        source: str,
+        target: str,
+        weights: str = "",
+        one_per_line: bool = False,
+        **wishes: Any,
     ) -> io.NodeOutput:
         prompts = _lines(target) if one_per_line else [target]
-        first, *others = (prompt_tokens(clip, prompt) for prompt in prompts)
-        wishes = {
-            "mode": mode,
-            "cross_window": (0.0, cross_window),
-            "self_window": (0.0, self_window),
-            "weights": parse_weights(weights),
-        }
-        words = prompt_tokens(clip, source)
-        if others:
-            control = rewrite_prompts(words, [first, *others], **wishes)
-        else:
-            control = rewrite_prompt(words, first, **wishes)
+        words, *targets = (prompt_tokens(clip, text) for text in (source, *prompts))
+        control = _control(words, targets, parse_weights(weights), **wishes)
         before, after = encode_batch(clip, [source]), encode_batch(clip, prompts)
         return io.NodeOutput(BoundControl(control, before[0][0], after[0][0]), before, after)
+
+
+def _control(
+    words: PromptTokens,
+    targets: list[PromptTokens],
+    weights: dict[str, float],
+    mode: Mode,
+    cross_window: float,
+    self_window: float,
+) -> AnyControl:
+    """The control of one target prompt, or of several at once."""
+    wishes = {
+        "mode": mode,
+        "cross_window": (0.0, cross_window),
+        "self_window": (0.0, self_window),
+        "weights": weights,
+    }
+    if len(targets) > 1:
+        return rewrite_prompts(words, targets, **wishes)
+    return rewrite_prompt(words, targets[0], **wishes)
 
 
 def _lines(text: str) -> list[str]:

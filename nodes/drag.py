@@ -1,19 +1,23 @@
 """Nodes that drag what is in a picture: SDE-Drag, and its Copy-Paste alone."""
 
+from typing import Any
+
 import comfy.utils
 import torch
 from comfy.model_management import InterruptProcessingException
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..hosts.comfy.edits.copy_paste import paste_on_latent
 from ..hosts.comfy.edits.drag import Drag, DragPath, DragRequest, start_drag
 from ..hosts.comfy.files.pictures import save_picture
 from ..hosts.comfy.graph import show_in_node
-from ..hosts.comfy.schedules import part_of_schedule
 from ..hosts.drawing.sheet import as_picture
 from ..pipelines.copy_paste import Brush
+from ..pipelines.points import DragPoints
 from .border import Node
-from .inputs import LATENT_OUT, schedule_inputs, seed_input
+from .inputs import LATENT_OUT, Walk, seed_input, taken
 from .wires import Points, report
 
 CATEGORY = "palimpsest/drag"
@@ -101,14 +105,21 @@ class CopyPaste(Node):
 
     @classmethod
     def run(
-        cls, model, latent, sigmas, points, radius, alpha, beta, seed, region=None
+        cls,
+        model: ModelPatcher,
+        latent: dict[str, Any],
+        points: DragPoints,
+        sigmas: Tensor,
+        seed: int,
+        region: Tensor | None = None,
+        **brush: Any,
     ) -> io.NodeOutput:
         pasted = paste_on_latent(
             latent["samples"],
             points,
             model,
             sigmas,
-            brush=Brush(radius, alpha, beta),
+            brush=Brush(**brush),
             seed=seed,
             region=region,
         )
@@ -182,7 +193,7 @@ class SDEDrag(Node):
                 io.Image.Input("image", tooltip="The picture that the points were set on."),
                 Points.Input("points", tooltip="From Drag Points."),
                 *_brush_inputs(),
-                *schedule_inputs(0.6, 20),
+                *Walk.inputs(0.6, 20),
                 STRIDE,
                 CFG,
                 ETA,
@@ -204,49 +215,12 @@ class SDEDrag(Node):
         )
 
     @classmethod
-    def run(
-        cls,
-        model,
-        positive,
-        negative,
-        vae,
-        image,
-        points,
-        radius,
-        alpha,
-        beta,
-        steps,
-        scheduler,
-        t0,
-        stride,
-        cfg,
-        eta,
-        early_stop,
-        seed,
-        source_batch,
-        mask=None,
-        region=None,
-    ) -> io.NodeOutput:
-        path, drag = start_drag(
-            DragRequest(
-                model,
-                positive,
-                negative,
-                vae,
-                image,
-                points,
-                levels=part_of_schedule(model, scheduler, steps, t0),
-                brush=Brush(radius, alpha, beta),
-                cfg=cfg,
-                stride=stride,
-                eta=eta,
-                early_stop=early_stop,
-                seed=seed,
-                mask=mask,
-                region=region,
-                levels_at_once=source_batch,
-            )
+    def run(cls, model: ModelPatcher, source_batch: int, **asked: Any) -> io.NodeOutput:
+        brush, levels = taken(Brush, asked), taken(Walk, asked).levels(model)
+        request = DragRequest(
+            model, **asked, levels=levels, brush=brush, levels_at_once=source_batch
         )
+        path, drag = start_drag(request)
         _run(drag, path)
         text = f"{path.steps} drag steps, {path.rows} UNet rows, {path.seconds:.1f} s"
         shown = ui.PreviewImage(path.pictures[-1], cls=cls).as_dict()
@@ -258,7 +232,7 @@ def _run(drag: Drag, path: DragPath) -> None:
     """Walk a drag, show every step in the node, and keep the last one if it is cancelled."""
     progress = comfy.utils.ProgressBar(1)
 
-    def show(done: int, total: int, pictures: torch.Tensor | None) -> None:
+    def show(done: int, total: int, pictures: Tensor | None) -> None:
         if pictures is None:
             progress.update_absolute(done, total)
             return

@@ -2,6 +2,7 @@
 
 import torch
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..hosts.comfy.graph import show_in_node
 from ..pipelines.errors import PalimpsestError
@@ -59,7 +60,9 @@ class SetDragPoints(Node):
         )
 
     @classmethod
-    def run(cls, image, points, radius, mask=None) -> io.NodeOutput:
+    def run(
+        cls, image: Tensor, points: str, radius: int, mask: Tensor | None = None
+    ) -> io.NodeOutput:
         height, width = image.shape[1:3]
         shown = {"palimpsest_picture": ui.PreviewImage(image[:1]).values}
         if mask is None:
@@ -93,7 +96,7 @@ def drags_on_picture(text: str, width: int, height: int) -> DragPoints:
     return drags.on_picture(width, height)
 
 
-def check_size(mask: torch.Tensor, width: int, height: int) -> None:
+def check_size(mask: Tensor, width: int, height: int) -> None:
     """Refuse a mask that does not lie on the picture."""
     if mask.shape[-2:] != (height, width):
         raise PalimpsestError(

@@ -1,10 +1,13 @@
 """Nodes that edit a picture along its trajectory."""
 
+from typing import Any
+
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
+from torch import Tensor
 
-from ..hosts.comfy.cost import cost_text
-from ..hosts.comfy.edits.edit import EditRequest, edit, reconstruction_text
+from ..hosts.comfy.cost import Spent, cost_text
+from ..hosts.comfy.edits.edit import BoundControl, EditRequest, edit, reconstruction_text
 from ..hosts.comfy.edits.guider import EditGuider
 from ..hosts.comfy.graph import is_wired
 from ..pipelines.correction import ADD_SOURCE, ADD_TARGET, UNCORRECTED, Correction
@@ -12,7 +15,7 @@ from .border import Node
 from .wires import Control, Trajectory, report
 
 CATEGORY = "palimpsest/edit"
-RECONSTRUCTION = 1
+RECONSTRUCTED = 1
 
 
 CFG = io.Float.Input(
@@ -125,46 +128,49 @@ class Edit(Node):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, correction="none", scale=1.0, interval=1, **_others) -> bool:
-        # Connecting a reconstruction that drifts must run the node again.
-        drifts = not _correction(correction, scale, interval).on_chain
-        return drifts and is_wired(cls.hidden.unique_id, RECONSTRUCTION)
+    def fingerprint_inputs(
+        cls,
+        correction: str | None = None,
+        scale: float | None = None,
+        interval: int | None = None,
+        **_others: Any,
+    ) -> bool:
+        # Connecting a reconstruction that drifts must run the node again. What comes by wire is
+        # not known here (core gives None): it may drift.
+        known = None not in (correction, scale, interval)
+        drifts = not known or not _correction(correction, scale, interval).on_chain
+        return drifts and is_wired(cls.hidden.unique_id, RECONSTRUCTED)
 
     @classmethod
     def run(
         cls,
-        model,
-        trajectory,
-        source,
-        target,
-        negative,
-        cfg,
-        correction,
-        scale,
-        interval,
-        control=None,
-        mask=None,
+        correction: str,
+        scale: float,
+        interval: int,
+        control: BoundControl | None = None,
+        mask: Tensor | None = None,
+        **asked: Any,
     ) -> io.NodeOutput:
         request = EditRequest(
-            model,
-            trajectory,
-            source,
-            target,
-            negative,
-            cfg,
-            control,
-            mask,
-            _correction(correction, scale, interval),
-            keep_source=is_wired(cls.hidden.unique_id, RECONSTRUCTION),
+            **asked,
+            control=control,
+            mask=mask,
+            correction=_correction(correction, scale, interval),
+            keep_source=is_wired(cls.hidden.unique_id, RECONSTRUCTED),
         )
         latent, kept, spent = edit(request)
-        text = f"{spent.rows} UNet rows, {spent.seconds:.1f} s"
-        text += f"\nreconstruction: {reconstruction_text(kept, trajectory.origin)}"
-        told = (carried.told(trajectory, cfg) for carried in trajectory.carried)
-        text = "\n".join([text, *filter(None, told)])
         blocked = ExecutionBlocker(None) if kept is None else {"samples": kept}
-        cost = cost_text(spent, trajectory.recipe)
-        return io.NodeOutput({"samples": latent}, blocked, cost, ui=report(spent, text))
+        cost = cost_text(spent, request.trajectory.recipe)
+        shown = report(spent, _told(request, kept, spent))
+        return io.NodeOutput({"samples": latent}, blocked, cost, ui=shown)
+
+
+def _told(request: EditRequest, kept: Tensor | None, spent: Spent) -> str:
+    """What Edit says of its run."""
+    text = f"{spent.rows} UNet rows, {spent.seconds:.1f} s"
+    text += f"\nreconstruction: {reconstruction_text(kept, request.trajectory.origin)}"
+    told = (carried.told(request.trajectory, request.cfg) for carried in request.trajectory.carried)
+    return "\n".join([text, *filter(None, told)])
 
 
 class EditGuiderNode(Node):
@@ -186,27 +192,13 @@ class EditGuiderNode(Node):
     @classmethod
     def run(
         cls,
-        model,
-        trajectory,
-        source,
-        target,
-        negative,
-        cfg,
-        correction,
-        control=None,
-        mask=None,
+        correction: str,
+        control: BoundControl | None = None,
+        mask: Tensor | None = None,
+        **asked: Any,
     ) -> io.NodeOutput:
-        request = EditRequest(
-            model,
-            trajectory,
-            source,
-            target,
-            negative,
-            cfg,
-            control,
-            mask,
-            _correction(correction, 1.0, 1),
-        )
+        wished = _correction(correction, 1.0, 1)
+        request = EditRequest(**asked, control=control, mask=mask, correction=wished)
         return io.NodeOutput(EditGuider(request))
 
 

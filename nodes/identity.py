@@ -1,5 +1,7 @@
 """The node that lets a model learn a picture before it is dragged."""
 
+from typing import Any
+
 from comfy_api.latest import io, ui
 
 from ..hosts.comfy.cost import Spent
@@ -101,31 +103,19 @@ class IdentityLoraNode(Node):
         )
 
     @classmethod
-    def run(
-        cls,
-        model,
-        positive,
-        latent,
-        rank,
-        steps,
-        learning_rate,
-        min_strength,
-        seed,
-        save_as="",
-    ) -> io.NodeOutput:
+    def run(cls, min_strength: float, save_as: str = "", **asked: Any) -> io.NodeOutput:
         place = lora_place(save_as) if save_as.strip() else None
         check_min_strength(min_strength)
-        lora = train_identity(
-            IdentityRequest(model, positive, latent, rank, steps, learning_rate, seed)
-        )
-        text = f"rank {rank}, {steps} steps, {lora.seconds:.1f} s"
+        request = IdentityRequest(**asked)
+        lora = train_identity(request)
+        text = f"rank {request.rank}, {request.steps} steps, {lora.seconds:.1f} s"
         text += f"\nmean loss {lora.before:.4f} before, {lora.after:.4f} after"
         if place is not None:
             text += f"\nsaved as {save_lora(lora, place).name}"
         curve = draw_loss(lora.losses)
-        shown = report(Spent(steps, lora.seconds), text)
+        shown = report(Spent(request.steps, lora.seconds), text)
         shown |= ui.PreviewImage(curve, cls=cls).as_dict()
-        patched = with_identity(model, lora.weights, min_strength)
+        patched = with_identity(request.model, lora.weights, min_strength)
         return io.NodeOutput(patched, lora.weights, curve, ui=shown)
 
 

@@ -1,5 +1,8 @@
 """The node that paints a masked part anew by SDE or ODE."""
 
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..hosts.comfy.edits.sdedit import SDEditRequest, paint_anew
@@ -17,6 +20,7 @@ from .inputs import (
 )
 
 CATEGORY = "palimpsest/sde"
+NAME = "Inpaint (SDE / ODE)"
 
 
 STEPS = io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps that are walked.")
@@ -43,7 +47,7 @@ class Inpaint(Node):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestInpaint",
-            display_name="Inpaint (SDE / ODE)",
+            display_name=NAME,
             category=CATEGORY,
             description="Paints the white part of a mask anew and keeps the rest of the latent as "
             "it is, number for number, by the SDE or the ODE, in steps of order 1 or 2.",
@@ -69,38 +73,28 @@ class Inpaint(Node):
     @classmethod
     def run(
         cls,
-        model,
-        positive,
-        negative,
-        latent,
-        mask,
-        steps,
-        scheduler,
-        strength,
-        cfg,
-        process,
-        order,
-        seed,
+        model: ModelPatcher,
+        latent: dict[str, Any],
+        steps: int,
+        scheduler: str,
+        strength: float,
+        process: str,
+        order: str,
+        **asked: Any,
     ) -> io.NodeOutput:
-        refuse_noise_mask(latent, "Inpaint (SDE / ODE)")
-        levels = schedule(model, scheduler, steps, strength)
-        painted, spent = paint_anew(
-            SDEditRequest(
-                model,
-                positive,
-                negative,
-                samples=latent["samples"],
-                levels=levels,
-                cfg=cfg,
-                seed=seed,
-                mask=mask,
-                eta=PROCESSES[process],
-                order=int(order),
-                wipe=strength == 1,
-                feature="Inpaint (SDE / ODE)",
-            )
+        refuse_noise_mask(latent, NAME)
+        request = SDEditRequest(
+            model,
+            **asked,
+            samples=latent["samples"],
+            levels=schedule(model, scheduler, steps, strength),
+            eta=PROCESSES[process],
+            order=int(order),
+            wipe=strength == 1,
+            feature=NAME,
         )
-        return io.NodeOutput({"samples": painted}, ui=told(spent, len(levels) - 1))
+        painted, spent = paint_anew(request)
+        return io.NodeOutput({"samples": painted}, ui=told(spent, len(request.levels) - 1))
 
 
 NODES = [Inpaint]

@@ -63,25 +63,19 @@ class LoadDiffusersFolder(Node):
         )
 
     @classmethod
-    def run(cls, folder) -> io.NodeOutput:
+    def run(cls, folder: str) -> io.NodeOutput:
         loaded = load_folder(resolve_diffusers_folder(folder))
         return io.NodeOutput(loaded.model, loaded.clip, loaded.vae)
 
 
-COLOR = io.Combo.Input("color", options=list(scenes.COLORS), default="red", tooltip="Its colour.")
-SHAPE = io.Combo.Input("shape", options=list(scenes.SHAPES), default="heart", tooltip="Its shape.")
-TEXTURE = io.Combo.Input(
-    "texture",
-    options=list(scenes.TEXTURES),
-    default="plain",
-    tooltip="What it is painted with.",
-)
-BACKGROUND = io.Combo.Input(
-    "background",
-    options=list(scenes.BACKGROUNDS),
-    default="grass",
-    tooltip="What lies behind it.",
-)
+KEEP = "keep"
+#: What a scene is made of: its choices, the one before the edit and what it is.
+PARTS = {
+    "color": (list(scenes.COLORS), "red", "Its colour."),
+    "shape": (list(scenes.SHAPES), "heart", "Its shape."),
+    "texture": (list(scenes.TEXTURES), "plain", "What it is painted with."),
+    "background": (list(scenes.BACKGROUNDS), "grass", "What lies behind it."),
+}
 SEED = io.Int.Input(
     "seed",
     default=7,
@@ -92,12 +86,33 @@ SEED = io.Int.Input(
 )
 
 
+def _part_inputs() -> list[io.Input]:
+    """What the scene is made of."""
+    return [
+        io.Combo.Input(name, options=options, default=default, tooltip=tooltip)
+        for name, (options, default, tooltip) in PARTS.items()
+    ]
+
+
+def _edit_inputs() -> list[io.Input]:
+    """What becomes of each part."""
+    words = {"color": "Colour"}
+    return [
+        io.Combo.Input(
+            f"edit_{name}",
+            options=[KEEP, *options],
+            default="blue" if name == "color" else KEEP,
+            tooltip=f"{words.get(name, name.capitalize())} after the edit.",
+        )
+        for name, (options, _, _) in PARTS.items()
+    ]
+
+
 class DemoScene(Node):
     """A drawn picture whose true edit is known."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        keep = ["keep"]
         return io.Schema(
             node_id="PalimpsestDemoScene",
             display_name="Demo Scene",
@@ -105,37 +120,7 @@ class DemoScene(Node):
             description="Draws a picture that the demo model knows, says what it shows, and draws "
             "the same picture with something changed: what a perfect edit would give.",
             search_aliases=["test image", "synthetic picture", "ground truth edit", "example"],
-            inputs=[
-                COLOR,
-                SHAPE,
-                TEXTURE,
-                BACKGROUND,
-                SEED,
-                io.Combo.Input(
-                    "edit_color",
-                    options=keep + list(scenes.COLORS),
-                    default="blue",
-                    tooltip="Colour after the edit.",
-                ),
-                io.Combo.Input(
-                    "edit_shape",
-                    options=keep + list(scenes.SHAPES),
-                    default="keep",
-                    tooltip="Shape after the edit.",
-                ),
-                io.Combo.Input(
-                    "edit_texture",
-                    options=keep + list(scenes.TEXTURES),
-                    default="keep",
-                    tooltip="Texture after the edit.",
-                ),
-                io.Combo.Input(
-                    "edit_background",
-                    options=keep + list(scenes.BACKGROUNDS),
-                    default="keep",
-                    tooltip="Background after the edit.",
-                ),
-            ],
+            inputs=[*_part_inputs(), SEED, *_edit_inputs()],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The picture."),
                 io.Mask.Output(display_name="mask", tooltip="White where the edit changes it."),
@@ -146,27 +131,10 @@ class DemoScene(Node):
         )
 
     @classmethod
-    def run(
-        cls,
-        color,
-        shape,
-        texture,
-        background,
-        seed,
-        edit_color,
-        edit_shape,
-        edit_texture,
-        edit_background,
-    ) -> io.NodeOutput:
-        chosen = {"color": color, "shape": shape, "texture": texture, "background": background}
-        wanted = {
-            "color": edit_color,
-            "shape": edit_shape,
-            "texture": edit_texture,
-            "background": edit_background,
-        }
-        scene = scenes.Scene.random(seed).with_(**chosen)
-        edited = scene.with_(**{key: v for key, v in wanted.items() if v != "keep"})
+    def run(cls, seed: int, **parts: str) -> io.NodeOutput:
+        scene = scenes.Scene.random(seed).with_(**{name: parts[name] for name in PARTS})
+        wanted = {name: parts[f"edit_{name}"] for name in PARTS}
+        edited = scene.with_(**{name: part for name, part in wanted.items() if part != KEEP})
         image, truth = (scenes.render(s)[0].unsqueeze(0) for s in (scene, edited))
         mask = scenes.changed(scene, edited).unsqueeze(0)
         captions = (scenes.caption(scene), scenes.caption(edited))

@@ -1,7 +1,12 @@
 """Nodes that look at trajectories, keep them, and turn them into latents and back."""
 
+from typing import Any
+
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..hosts.comfy.files.trajectories import (
     load_trajectory,
@@ -11,6 +16,7 @@ from ..hosts.comfy.files.trajectories import (
     trajectory_path,
 )
 from ..pipelines.errors import PalimpsestError
+from ..pipelines.trajectory import Trajectory as Chain
 from .border import Node
 from .wires import Trajectory
 
@@ -46,7 +52,7 @@ class PreviewTrajectory(Node):
         )
 
     @classmethod
-    def run(cls, trajectory, vae, frames) -> io.NodeOutput:
+    def run(cls, trajectory: Chain, vae: VAE, frames: int) -> io.NodeOutput:
         _, guesses = trajectory.clean_estimates(frames)
         pictures = [vae.decode(trajectory.in_host_scale(guess)) for guess in guesses]
         strip = torch.cat(pictures, dim=2)
@@ -75,7 +81,7 @@ class TrajectoryToLatents(Node):
         )
 
     @classmethod
-    def run(cls, trajectory) -> io.NodeOutput:
+    def run(cls, trajectory: Chain) -> io.NodeOutput:
         noisy = trajectory.in_host_scale(trajectory.latents[1:]).flatten(0, 1)
         levels = torch.cat([trajectory.origin.to(noisy), noisy])
         return io.NodeOutput({"samples": levels}, trajectory.falling_sigmas)
@@ -102,7 +108,7 @@ class LatentsToTrajectory(Node):
         )
 
     @classmethod
-    def run(cls, model, latents, sigmas) -> io.NodeOutput:
+    def run(cls, model: ModelPatcher, latents: dict[str, Any], sigmas: Tensor) -> io.NodeOutput:
         return io.NodeOutput(trajectory_from_latents(model, latents["samples"], sigmas))
 
 
@@ -125,16 +131,13 @@ class SaveTrajectory(Node):
             description="Saves a trajectory as a safetensors file in ComfyUI's output folder, "
             "under a new number each time.",
             search_aliases=["export trajectory", "save latents"],
-            inputs=[
-                Trajectory.Input("trajectory", tooltip="From Invert."),
-                FILENAME_PREFIX,
-            ],
+            inputs=[Trajectory.Input("trajectory", tooltip="From Invert."), FILENAME_PREFIX],
             outputs=[],
             is_output_node=True,
         )
 
     @classmethod
-    def run(cls, trajectory, filename_prefix) -> io.NodeOutput:
+    def run(cls, trajectory: Chain, filename_prefix: str) -> io.NodeOutput:
         path = save_trajectory(trajectory, filename_prefix)
         return io.NodeOutput(ui={"palimpsest_text": [f"saved as {path.name}"]})
 
@@ -162,7 +165,7 @@ class LoadTrajectory(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, file) -> bool | str:
+    def validate_inputs(cls, file: str) -> bool | str:
         try:
             trajectory_path(file)
         except PalimpsestError as error:
@@ -170,12 +173,12 @@ class LoadTrajectory(Node):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file) -> str:
+    def fingerprint_inputs(cls, file: str) -> str:
         stat = trajectory_path(file).stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
     @classmethod
-    def run(cls, file) -> io.NodeOutput:
+    def run(cls, file: str) -> io.NodeOutput:
         return io.NodeOutput(load_trajectory(file))
 
 

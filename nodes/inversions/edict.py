@@ -1,6 +1,7 @@
 """EDICT: inversion by two coupled chains."""
 
 from functools import partial
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -9,14 +10,12 @@ from ...pipelines.inversion.edict import couple
 from ..border import Node
 from .shared import (
     ANY_MODEL,
-    CATEGORY,
     SIGMAS_IN,
+    Asked,
+    inversion,
     inverted,
-    need_negative,
     negative_input,
-    outputs,
     picture_inputs,
-    picture_of,
 )
 
 NAME = "Invert (EDICT)"
@@ -48,18 +47,14 @@ class InvertEDICT(Node):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return inversion(
             node_id="PalimpsestInvertEDICT",
             display_name=NAME,
-            category=CATEGORY,
             description="Traces a picture back to noise along two coupled chains, which makes the "
             "way back exact also under guidance. Edit follows both.",
             search_aliases=["edict", "exact inversion", "coupled transformations", "invert image"],
             inputs=[
-                *picture_inputs(
-                    model=ANY_MODEL,
-                    strength=0.8,
-                ),
+                *picture_inputs(model=ANY_MODEL, strength=0.8),
                 CFG,
                 MIXING,
                 SIGMAS_IN,
@@ -68,28 +63,12 @@ class InvertEDICT(Node):
                     "is not 1."
                 ),
             ],
-            outputs=outputs(),
-            has_intermediate_output=True,
         )
 
     @classmethod
-    def run(
-        cls,
-        model,
-        positive,
-        latent,
-        steps,
-        scheduler,
-        strength,
-        cfg,
-        mixing,
-        sigmas=None,
-        negative=None,
-    ) -> io.NodeOutput:
-        need_negative(cfg, negative)
-        levels = (steps, scheduler, strength)
-        picture = picture_of(NAME, model, positive, negative, latent, levels, sigmas, cfg=cfg)
-        return inverted(model, *invert(picture, partial(couple, mixing=mixing)))
+    def run(cls, cfg: float, mixing: float, **asked: Any) -> io.NodeOutput:
+        picture = Asked(**asked).picture(NAME, cfg=cfg)
+        return inverted(picture.model, *invert(picture, partial(couple, mixing=mixing)))
 
 
 NODES = [InvertEDICT]

@@ -1,11 +1,15 @@
 """Null-text inversion as a node."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ...hosts.comfy.inversions.null_text import invert_null_text
 from ...pipelines.inversion.null_text import NullText
 from ..border import Node
-from .shared import CATEGORY, SIGMAS_IN, UNET_MODEL, inverted, outputs, picture_inputs, picture_of
+from .shared import SIGMAS_IN, UNET_MODEL, Asked, inversion, inverted, picture_inputs
+
+NAME = "Invert (Null-text)"
 
 NEGATIVE = io.Conditioning.Input(
     "negative", tooltip="Where the learning starts: an empty prompt is usual."
@@ -49,10 +53,9 @@ class InvertNullText(Node):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return inversion(
             node_id="PalimpsestInvertNullText",
-            display_name="Invert (Null-text)",
-            category=CATEGORY,
+            display_name=NAME,
             description="Traces a picture back to noise, and learns for every stage what the empty "
             "prompt must be so that the way down leads back to the picture. Slow to invert; then "
             "Edit works along it as along any other trajectory.",
@@ -73,34 +76,22 @@ class InvertNullText(Node):
                 EARLY_STOP_EPSILON,
                 SIGMAS_IN,
             ],
-            outputs=outputs(),
-            has_intermediate_output=True,
         )
 
     @classmethod
     def run(
         cls,
-        model,
-        positive,
-        latent,
-        steps,
-        scheduler,
-        strength,
-        negative,
-        cfg,
-        inner_steps,
-        variant,
-        early_stop_epsilon,
-        sigmas=None,
+        cfg: float,
+        inner_steps: int,
+        variant: str,
+        early_stop_epsilon: float,
+        **asked: Any,
     ) -> io.NodeOutput:
+        picture = Asked(**asked).picture(NAME)
         settings = NullText(cfg, inner_steps, early_stop_epsilon)
-        levels = (steps, scheduler, strength)
-        picture = picture_of(
-            "Invert (Null-text)", model, positive, negative, latent, levels, sigmas
-        )
         trajectory, spent, learned = invert_null_text(picture, settings, variant=variant)
         told = f"{learned.inner_steps} optimiser steps, loss {learned.loss:.2g}"
-        return inverted(model, trajectory, spent, told)
+        return inverted(picture.model, trajectory, spent, told)
 
 
 NODES = [InvertNullText]

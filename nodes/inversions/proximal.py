@@ -1,9 +1,12 @@
 """The guidance that belongs to Negative-prompt inversion, for the edits of any trajectory."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ...hosts.comfy.inversions.proximal import with_proximal
 from ...pipelines.proximal import THRESHOLDS, Proximal
+from ...pipelines.trajectory import Trajectory as Chain
 from ..border import Node
 from ..wires import Trajectory
 from .shared import CATEGORY
@@ -92,9 +95,8 @@ class ProximalGuidance(Node):
         )
 
     @classmethod
-    def run(cls, trajectory, threshold, quantile, pull, below, dilate, fixed) -> io.NodeOutput:
-        settings = Proximal(threshold, quantile, fixed, pull, below, dilate)
-        return io.NodeOutput(with_proximal(trajectory, settings))
+    def run(cls, trajectory: Chain, **settings: Any) -> io.NodeOutput:
+        return io.NodeOutput(with_proximal(trajectory, Proximal(**settings)))
 
 
 NODES = [ProximalGuidance]

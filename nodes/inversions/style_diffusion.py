@@ -1,13 +1,17 @@
 """The node of StyleDiffusion."""
 
+from typing import Any
+
+from comfy.clip_vision import ClipVisionModel
 from comfy_api.latest import io
+from torch import Tensor
 
 from ...hosts.comfy.inversions.style_diffusion import encoded_tokens, invert_style_diffusion
 from ...pipelines.errors import PalimpsestError
 from ...pipelines.inversion.style_diffusion import Fitting
 from ..border import Node
-from ..inputs import cfg_input, seed_input
-from .shared import CATEGORY, SIGMAS_IN, UNET_MODEL, inverted, outputs, picture_inputs, picture_of
+from ..inputs import cfg_input, seed_input, taken
+from .shared import SIGMAS_IN, UNET_MODEL, Asked, inversion, inverted, picture_inputs
 
 FEATURE = "Invert (StyleDiffusion)"
 
@@ -71,10 +75,9 @@ class InvertStyleDiffusion(Node):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return inversion(
             node_id="PalimpsestInvertStyleDiffusion",
             display_name=FEATURE,
-            category=CATEGORY,
             description="Traces a picture back to noise and learns its looks on the way: what "
             "every word of the description brings into this picture. Edit then paints with "
             "that, while the words themselves still say where things are. It takes a while.",
@@ -99,53 +102,39 @@ class InvertStyleDiffusion(Node):
                 CLIP_VISION,
                 IMAGE,
             ],
-            outputs=outputs(),
-            has_intermediate_output=True,
         )
 
     @classmethod
     def run(
         cls,
-        model,
-        positive,
-        latent,
-        steps,
-        scheduler,
-        strength,
-        negative,
-        cfg,
-        rounds,
-        value_window,
-        seed,
-        map_weight,
-        early_stop,
-        sigmas=None,
-        clip_vision=None,
-        image=None,
+        value_window: float,
+        clip_vision: ClipVisionModel | None = None,
+        image: Tensor | None = None,
+        **wires: Any,
     ) -> io.NodeOutput:
-        if (clip_vision is None) != (image is None):
-            given, missing = (
-                ("image", "clip_vision")
-                if clip_vision is None
-                else (
-                    "clip_vision",
-                    "image",
-                )
-            )
-            raise PalimpsestError(
-                f"The {given} is connected and the {missing} is not: connect both, or neither to "
-                "learn from the latent itself."
-            )
-        levels = (steps, scheduler, strength)
-        picture = picture_of(FEATURE, model, positive, negative, latent, levels, sigmas)
-        fitting = Fitting(rounds, cfg, map_weight=map_weight, early_stop=early_stop, seed=seed)
+        _check_pair(clip_vision, image)
+        fitting = taken(Fitting, wires)
+        picture = Asked(**wires).picture(FEATURE)
         tokens = None if clip_vision is None else encoded_tokens(clip_vision, image)
         trajectory, fitted, spent = invert_style_diffusion(
             picture, fitting, tokens=tokens, value_window=value_window
         )
         loss = sum(fitted.losses) / len(fitted.losses)
-        more = f"{fitted.rounds} of {rounds} rounds, mean loss {loss:.2g}"
-        return inverted(model, trajectory, spent, more)
+        more = f"{fitted.rounds} of {fitting.rounds} rounds, mean loss {loss:.2g}"
+        return inverted(picture.model, trajectory, spent, more)
+
+
+def _check_pair(clip_vision: ClipVisionModel | None, image: Tensor | None) -> None:
+    """Refuse one of the two without the other."""
+    if (clip_vision is None) == (image is None):
+        return
+    given, missing = "clip_vision", "image"
+    if clip_vision is None:
+        given, missing = missing, given
+    raise PalimpsestError(
+        f"The {given} is connected and the {missing} is not: connect both, or neither to "
+        "learn from the latent itself."
+    )
 
 
 NODES = [InvertStyleDiffusion]
