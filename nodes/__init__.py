@@ -13,6 +13,7 @@ from . import (
     load,
     sde,
     sdedit,
+    sdedit_sweep,
     trajectory,
 )
 from .inversions import (
@@ -47,6 +48,7 @@ class PalimpsestExtension(ComfyExtension):
             *control.NODES,
             *edit.NODES,
             *sdedit.NODES,
+            *sdedit_sweep.NODES,
             *sde.NODES,
             *inpaint.NODES,
             *drag_points.NODES,

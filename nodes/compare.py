@@ -1,14 +1,40 @@
 """The node that puts methods side by side."""
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..hosts.comfy.edits.compare import CompareRequest, compare, comparison_sheet
+from ..hosts.comfy.edits.compare import Comparison as Rows
+from .border import Node
 from .wires import Comparison
 
 CATEGORY = "palimpsest/compare"
 
 
-class Compare(io.ComfyNode):
+RECONSTRUCTION = io.Latent.Input(
+    "reconstruction",
+    optional=True,
+    tooltip="From Edit: the source as the edit saw it. Without it a cell is empty.",
+)
+COST = io.String.Input(
+    "cost",
+    optional=True,
+    force_input=True,
+    tooltip="From Edit: what inversion and edit took.",
+)
+MASK = io.Mask.Input(
+    "mask",
+    optional=True,
+    tooltip="White where the picture may change: the edit is then measured where "
+    "it is black. Changes nothing in the pictures.",
+)
+COMPARISON = Comparison.Input(
+    "comparison", optional=True, tooltip="From another Compare: the rows above."
+)
+
+
+class Compare(Node):
     """A row of a sheet for every method."""
 
     @classmethod
@@ -26,26 +52,10 @@ class Compare(io.ComfyNode):
                 io.Image.Input("source", tooltip="The picture that was encoded and inverted."),
                 io.Latent.Input("edit", tooltip="From Edit: the edited picture."),
                 io.String.Input("label", default="DDIM", tooltip="What the row is called."),
-                io.Latent.Input(
-                    "reconstruction",
-                    optional=True,
-                    tooltip="From Edit: the source as the edit saw it. Without it a cell is empty.",
-                ),
-                io.String.Input(
-                    "cost",
-                    optional=True,
-                    force_input=True,
-                    tooltip="From Edit: what inversion and edit took.",
-                ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="White where the picture may change: the edit is then measured where "
-                    "it is black. Changes nothing in the pictures.",
-                ),
-                Comparison.Input(
-                    "comparison", optional=True, tooltip="From another Compare: the rows above."
-                ),
+                RECONSTRUCTION,
+                COST,
+                MASK,
+                COMPARISON,
             ],
             outputs=[
                 Comparison.Output(
@@ -57,27 +67,19 @@ class Compare(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
-        vae,
-        source,
-        edit,
-        label,
-        reconstruction=None,
-        cost=None,
-        mask=None,
-        comparison=(),
+        edit: dict[str, Any],
+        reconstruction: dict[str, Any] | None = None,
+        cost: str | None = None,
+        comparison: Rows | None = None,
+        **asked: Any,
     ) -> io.NodeOutput:
+        back = None if reconstruction is None else reconstruction["samples"]
         request = CompareRequest(
-            vae,
-            source,
-            None if reconstruction is None else reconstruction["samples"],
-            edit["samples"],
-            label,
-            cost or "",
-            mask,
+            edit=edit["samples"], reconstruction=back, cost=cost or "", **asked
         )
-        rows = compare(request, comparison)
+        rows = compare(request, comparison or ())
         told = "\n".join(line.replace("\t", " ") for line in rows[-1].lines[1:])
         return io.NodeOutput(rows, comparison_sheet(rows), ui={"palimpsest_text": [told]})
 

@@ -1,16 +1,75 @@
 """Nodes that make an attention control."""
 
+from typing import Any
+
+from comfy.sd import CLIP
 from comfy_api.latest import io
 
 from ..hosts.comfy.edits.edit import BoundControl
 from ..hosts.comfy.words import encode_batch, prompt_tokens
+from ..pipelines.attention.bank import Control as AnyControl
 from ..pipelines.attention.prompt_batch import rewrite_prompts
-from ..pipelines.attention.prompt_to_prompt import parse_weights, rewrite_prompt
+from ..pipelines.attention.prompt_to_prompt import Mode, parse_weights, rewrite_prompt
+from ..pipelines.attention.tokens import PromptTokens
 from ..pipelines.errors import PalimpsestError
+from .border import Node
 from .wires import Control
 
+SOURCE = io.String.Input(
+    "source",
+    multiline=True,
+    default="a red heart on grass",
+    tooltip="What the picture shows now; the same text as for Invert.",
+)
+TARGET = io.String.Input(
+    "target",
+    multiline=True,
+    default="a blue heart on grass",
+    tooltip="What it shall show. Change as few words as you can.",
+)
+MODE = io.Combo.Input(
+    "mode",
+    options=["auto", "replace", "refine"],
+    default="auto",
+    tooltip="replace: word by word, for prompts of equally many words. refine: new "
+    "words are added or left out. auto: replace where it can.",
+)
+CROSS_WINDOW = io.Float.Input(
+    "cross_window",
+    default=0.4,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    tooltip="For this part of the steps words look where they looked in the "
+    "source: higher keeps more of the layout.",
+)
+SELF_WINDOW = io.Float.Input(
+    "self_window",
+    default=0.6,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    tooltip="For this part of the steps shapes are kept. Lower it to let a shape change.",
+)
+WEIGHTS = io.String.Input(
+    "weights",
+    multiline=True,
+    default="",
+    optional=True,
+    tooltip="Strength of single words of the target, one `word: factor` per line, "
+    "for example `blue: 2`. They act during the cross window.",
+)
+ONE_PER_LINE = io.Boolean.Input(
+    "one_per_line",
+    default=False,
+    optional=True,
+    tooltip="Every line of target is a prompt of its own: Edit makes all of them "
+    "at once, as a batch, from one picture.",
+    advanced=True,
+)
 
-class PromptToPrompt(io.ComfyNode):
+
+class PromptToPrompt(Node):
     """Prompt-to-Prompt: rewrite words, keep the layout."""
 
     @classmethod
@@ -32,59 +91,13 @@ class PromptToPrompt(io.ComfyNode):
             ],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
-                io.String.Input(
-                    "source",
-                    multiline=True,
-                    default="a red heart on grass",
-                    tooltip="What the picture shows now; the same text as for Invert.",
-                ),
-                io.String.Input(
-                    "target",
-                    multiline=True,
-                    default="a blue heart on grass",
-                    tooltip="What it shall show. Change as few words as you can.",
-                ),
-                io.Combo.Input(
-                    "mode",
-                    options=["auto", "replace", "refine"],
-                    default="auto",
-                    tooltip="replace: word by word, for prompts of equally many words. refine: new "
-                    "words are added or left out. auto: replace where it can.",
-                ),
-                io.Float.Input(
-                    "cross_window",
-                    default=0.4,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="For this part of the steps words look where they looked in the "
-                    "source: higher keeps more of the layout.",
-                ),
-                io.Float.Input(
-                    "self_window",
-                    default=0.6,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="For this part of the steps shapes are kept. Lower it to let a shape "
-                    "change.",
-                ),
-                io.String.Input(
-                    "weights",
-                    multiline=True,
-                    default="",
-                    optional=True,
-                    tooltip="Strength of single words of the target, one `word: factor` per line, "
-                    "for example `blue: 2`. They act during the cross window.",
-                ),
-                io.Boolean.Input(
-                    "one_per_line",
-                    default=False,
-                    optional=True,
-                    tooltip="Every line of target is a prompt of its own: Edit makes all of them "
-                    "at once, as a batch, from one picture.",
-                    advanced=True,
-                ),
+                SOURCE,
+                TARGET,
+                MODE,
+                CROSS_WINDOW,
+                SELF_WINDOW,
+                WEIGHTS,
+                ONE_PER_LINE,
             ],
             outputs=[
                 Control.Output(display_name="control", tooltip="For Edit's control input."),
@@ -98,32 +111,40 @@ class PromptToPrompt(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
-        clip,
-        source,
-        target,
-        mode,
-        cross_window,
-        self_window,
-        weights="",
-        one_per_line=False,
+        clip: CLIP,
+        source: str,
+        target: str,
+        weights: str = "",
+        one_per_line: bool = False,
+        **wishes: Any,
     ) -> io.NodeOutput:
         prompts = _lines(target) if one_per_line else [target]
-        first, *others = (prompt_tokens(clip, prompt) for prompt in prompts)
-        wishes = {
-            "mode": mode,
-            "cross_window": (0.0, cross_window),
-            "self_window": (0.0, self_window),
-            "weights": parse_weights(weights),
-        }
-        words = prompt_tokens(clip, source)
-        if others:
-            control = rewrite_prompts(words, [first, *others], **wishes)
-        else:
-            control = rewrite_prompt(words, first, **wishes)
+        words, *targets = (prompt_tokens(clip, text) for text in (source, *prompts))
+        control = _control(words, targets, parse_weights(weights), **wishes)
         before, after = encode_batch(clip, [source]), encode_batch(clip, prompts)
         return io.NodeOutput(BoundControl(control, before[0][0], after[0][0]), before, after)
+
+
+def _control(
+    words: PromptTokens,
+    targets: list[PromptTokens],
+    weights: dict[str, float],
+    mode: Mode,
+    cross_window: float,
+    self_window: float,
+) -> AnyControl:
+    """The control of one target prompt, or of several at once."""
+    wishes = {
+        "mode": mode,
+        "cross_window": (0.0, cross_window),
+        "self_window": (0.0, self_window),
+        "weights": weights,
+    }
+    if len(targets) > 1:
+        return rewrite_prompts(words, targets, **wishes)
+    return rewrite_prompt(words, targets[0], **wishes)
 
 
 def _lines(text: str) -> list[str]:

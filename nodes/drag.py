@@ -1,18 +1,23 @@
 """Nodes that drag what is in a picture: SDE-Drag, and its Copy-Paste alone."""
 
+from typing import Any
+
 import comfy.utils
 import torch
 from comfy.model_management import InterruptProcessingException
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..hosts.comfy.edits.copy_paste import paste_on_latent
 from ..hosts.comfy.edits.drag import Drag, DragPath, DragRequest, start_drag
 from ..hosts.comfy.files.pictures import save_picture
 from ..hosts.comfy.graph import show_in_node
-from ..hosts.comfy.schedules import part_of_schedule
 from ..hosts.drawing.sheet import as_picture
 from ..pipelines.copy_paste import Brush
-from .inputs import LATENT_OUT, schedule_inputs, seed_input
+from ..pipelines.points import DragPoints
+from .border import Node
+from .inputs import LATENT_OUT, Walk, seed_input, taken
 from .wires import Points, report
 
 CATEGORY = "palimpsest/drag"
@@ -21,34 +26,39 @@ CATEGORY = "palimpsest/drag"
 PREVIEW = 512
 
 
+RADIUS = io.Int.Input(
+    "radius",
+    default=5,
+    min=1,
+    max=128,
+    tooltip="Latent cells around a handle that are copied: a square of twice as many. "
+    "Connect the radius of Drag Points.",
+)
+ALPHA = io.Float.Input(
+    "alpha",
+    default=1.1,
+    min=0.0,
+    max=3.0,
+    step=0.05,
+    tooltip="Strength of the copy; a little above 1 keeps it clear.",
+    advanced=True,
+)
+BETA = io.Float.Input(
+    "beta",
+    default=0.3,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    tooltip="How much of the old stays where it was; the rest becomes noise.",
+    advanced=True,
+)
+
+
 def _brush_inputs() -> list[io.Input]:
     return [
-        io.Int.Input(
-            "radius",
-            default=5,
-            min=1,
-            max=128,
-            tooltip="Latent cells around a handle that are copied: a square of twice as many. "
-            "Connect the radius of Drag Points.",
-        ),
-        io.Float.Input(
-            "alpha",
-            default=1.1,
-            min=0.0,
-            max=3.0,
-            step=0.05,
-            tooltip="Strength of the copy; a little above 1 keeps it clear.",
-            advanced=True,
-        ),
-        io.Float.Input(
-            "beta",
-            default=0.3,
-            min=0.0,
-            max=1.0,
-            step=0.05,
-            tooltip="How much of the old stays where it was; the rest becomes noise.",
-            advanced=True,
-        ),
+        RADIUS,
+        ALPHA,
+        BETA,
     ]
 
 
@@ -60,7 +70,12 @@ def _region_input() -> io.Input:
     )
 
 
-class CopyPaste(io.ComfyNode):
+SIGMAS = io.Sigmas.Input(
+    "sigmas", tooltip="The sigmas that will finish it: the first is its level."
+)
+
+
+class CopyPaste(Node):
     """The copying alone, on any noisy latent."""
 
     @classmethod
@@ -75,9 +90,7 @@ class CopyPaste(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model whose latent it is."),
                 io.Latent.Input("latent", tooltip="A noisy latent, with leftover noise."),
-                io.Sigmas.Input(
-                    "sigmas", tooltip="The sigmas that will finish it: the first is its level."
-                ),
+                SIGMAS,
                 Points.Input("points", tooltip="From Drag Points."),
                 *_brush_inputs(),
                 seed_input(),
@@ -91,22 +104,76 @@ class CopyPaste(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model, latent, sigmas, points, radius, alpha, beta, seed, region=None
+    def run(
+        cls,
+        model: ModelPatcher,
+        latent: dict[str, Any],
+        points: DragPoints,
+        sigmas: Tensor,
+        seed: int,
+        region: Tensor | None = None,
+        **brush: Any,
     ) -> io.NodeOutput:
         pasted = paste_on_latent(
             latent["samples"],
             points,
             model,
             sigmas,
-            brush=Brush(radius, alpha, beta),
+            brush=Brush(**brush),
             seed=seed,
             region=region,
         )
         return io.NodeOutput({**latent, "samples": pasted})
 
 
-class SDEDrag(io.ComfyNode):
+POSITIVE = io.Conditioning.Input(
+    "positive", tooltip="Describes the picture as it shall be after the drag."
+)
+STRIDE = io.Int.Input(
+    "stride",
+    default=2,
+    min=1,
+    max=64,
+    tooltip="Latent cells per drag step: smaller is smoother and slower.",
+)
+CFG = io.Float.Input(
+    "cfg",
+    default=3.0,
+    min=1.0,
+    max=30.0,
+    step=0.1,
+    tooltip="Guidance at the noisiest stage; it falls to 1 at the cleanest. 1 costs half.",
+)
+ETA = io.Float.Input(
+    "eta",
+    default=1.0,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    tooltip="1 is the SDE, 0 the ODE (by DDIM inversion).",
+)
+EARLY_STOP = io.Boolean.Input(
+    "early_stop",
+    default=False,
+    tooltip="On: every pair walks at the stride and stops where it arrives. Off: "
+    "all arrive together, as published.",
+)
+SOURCE_BATCH = io.Int.Input(
+    "source_batch",
+    default=8,
+    min=1,
+    max=256,
+    tooltip="Stages of the undragged picture per model call: more is faster and takes more memory.",
+    advanced=True,
+)
+MASK = io.Mask.Input(
+    "mask",
+    optional=True,
+    tooltip="White where the picture may change: over handle, target and the way.",
+)
+
+
+class SDEDrag(Node):
     """The whole loop."""
 
     @classmethod
@@ -120,60 +187,20 @@ class SDEDrag(io.ComfyNode):
             search_aliases=["drag", "draggan", "dragdiffusion", "move object", "point editing"],
             inputs=[
                 io.Model.Input("model", tooltip="A model, or Identity LoRA's."),
-                io.Conditioning.Input(
-                    "positive", tooltip="Describes the picture as it shall be after the drag."
-                ),
+                POSITIVE,
                 io.Conditioning.Input("negative", tooltip="What to avoid."),
                 io.Vae.Input("vae", tooltip="The VAE of the model."),
                 io.Image.Input("image", tooltip="The picture that the points were set on."),
                 Points.Input("points", tooltip="From Drag Points."),
                 *_brush_inputs(),
-                *schedule_inputs(0.6, 20),
-                io.Int.Input(
-                    "stride",
-                    default=2,
-                    min=1,
-                    max=64,
-                    tooltip="Latent cells per drag step: smaller is smoother and slower.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=3.0,
-                    min=1.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance at the noisiest stage; it falls to 1 at the cleanest. 1 "
-                    "costs half.",
-                ),
-                io.Float.Input(
-                    "eta",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="1 is the SDE, 0 the ODE (by DDIM inversion).",
-                ),
-                io.Boolean.Input(
-                    "early_stop",
-                    default=False,
-                    tooltip="On: every pair walks at the stride and stops where it arrives. Off: "
-                    "all arrive together, as published.",
-                ),
+                *Walk.inputs(0.6, 20),
+                STRIDE,
+                CFG,
+                ETA,
+                EARLY_STOP,
                 seed_input(),
-                io.Int.Input(
-                    "source_batch",
-                    default=8,
-                    min=1,
-                    max=256,
-                    tooltip="Stages of the undragged picture per model call: more is faster and "
-                    "takes more memory.",
-                    advanced=True,
-                ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="White where the picture may change: over handle, target and the way.",
-                ),
+                SOURCE_BATCH,
+                MASK,
                 _region_input(),
             ],
             outputs=[
@@ -188,49 +215,12 @@ class SDEDrag(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        positive,
-        negative,
-        vae,
-        image,
-        points,
-        radius,
-        alpha,
-        beta,
-        steps,
-        scheduler,
-        t0,
-        stride,
-        cfg,
-        eta,
-        early_stop,
-        seed,
-        source_batch,
-        mask=None,
-        region=None,
-    ) -> io.NodeOutput:
-        path, drag = start_drag(
-            DragRequest(
-                model,
-                positive,
-                negative,
-                vae,
-                image,
-                points,
-                levels=part_of_schedule(model, scheduler, steps, t0),
-                brush=Brush(radius, alpha, beta),
-                cfg=cfg,
-                stride=stride,
-                eta=eta,
-                early_stop=early_stop,
-                seed=seed,
-                mask=mask,
-                region=region,
-                levels_at_once=source_batch,
-            )
+    def run(cls, model: ModelPatcher, source_batch: int, **asked: Any) -> io.NodeOutput:
+        brush, levels = taken(Brush, asked), taken(Walk, asked).levels(model)
+        request = DragRequest(
+            model, **asked, levels=levels, brush=brush, levels_at_once=source_batch
         )
+        path, drag = start_drag(request)
         _run(drag, path)
         text = f"{path.steps} drag steps, {path.rows} UNet rows, {path.seconds:.1f} s"
         shown = ui.PreviewImage(path.pictures[-1], cls=cls).as_dict()
@@ -242,7 +232,7 @@ def _run(drag: Drag, path: DragPath) -> None:
     """Walk a drag, show every step in the node, and keep the last one if it is cancelled."""
     progress = comfy.utils.ProgressBar(1)
 
-    def show(done: int, total: int, pictures: torch.Tensor | None) -> None:
+    def show(done: int, total: int, pictures: Tensor | None) -> None:
         if pictures is None:
             progress.update_absolute(done, total)
             return

@@ -2,14 +2,36 @@
 
 import torch
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..hosts.comfy.graph import show_in_node
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.points import DragPoints, read_points
+from .border import Node
 from .wires import Points
 
+POINTS = io.String.Input(
+    "points",
+    default="",
+    socketless=True,
+    tooltip="Press on what shall move and drag it to where it shall go.",
+    extra_dict={"widgetType": "PALIMPSEST_DRAG_EDITOR"},
+)
+RADIUS = io.Int.Input(
+    "radius",
+    default=5,
+    min=1,
+    max=128,
+    tooltip="How much moves along with a point, in latent cells of 8 pixels.",
+)
+MASK = io.Mask.Input(
+    "mask",
+    optional=True,
+    tooltip="White where the picture may change. Without one, it may everywhere.",
+)
 
-class SetDragPoints(io.ComfyNode):
+
+class SetDragPoints(Node):
     """The editor of drag points; what it says is in `web/drag_points_widget.js`."""
 
     @classmethod
@@ -23,25 +45,9 @@ class SetDragPoints(io.ComfyNode):
             search_aliases=["drag editor", "handle", "target", "sde-drag", "points editor", "move"],
             inputs=[
                 io.Image.Input("image", tooltip="The picture that is edited."),
-                io.String.Input(
-                    "points",
-                    default="",
-                    socketless=True,
-                    tooltip="Press on what shall move and drag it to where it shall go.",
-                    extra_dict={"widgetType": "PALIMPSEST_DRAG_EDITOR"},
-                ),
-                io.Int.Input(
-                    "radius",
-                    default=5,
-                    min=1,
-                    max=128,
-                    tooltip="How much moves along with a point, in latent cells of 8 pixels.",
-                ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="White where the picture may change. Without one, it may everywhere.",
-                ),
+                POINTS,
+                RADIUS,
+                MASK,
             ],
             outputs=[
                 Points.Output(display_name="points", tooltip="What moves where."),
@@ -54,7 +60,9 @@ class SetDragPoints(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, points, radius, mask=None) -> io.NodeOutput:
+    def run(
+        cls, image: Tensor, points: str, radius: int, mask: Tensor | None = None
+    ) -> io.NodeOutput:
         height, width = image.shape[1:3]
         shown = {"palimpsest_picture": ui.PreviewImage(image[:1]).values}
         if mask is None:
@@ -88,7 +96,7 @@ def drags_on_picture(text: str, width: int, height: int) -> DragPoints:
     return drags.on_picture(width, height)
 
 
-def check_size(mask: torch.Tensor, width: int, height: int) -> None:
+def check_size(mask: Tensor, width: int, height: int) -> None:
     """Refuse a mask that does not lie on the picture."""
     if mask.shape[-2:] != (height, width):
         raise PalimpsestError(

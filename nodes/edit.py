@@ -1,17 +1,43 @@
 """Nodes that edit a picture along its trajectory."""
 
+from typing import Any
+
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
+from torch import Tensor
 
-from ..hosts.comfy.cost import cost_text
-from ..hosts.comfy.edits.edit import EditRequest, edit, reconstruction_text
+from ..hosts.comfy.cost import Spent, cost_text
+from ..hosts.comfy.edits.edit import BoundControl, EditRequest, edit, reconstruction_text
 from ..hosts.comfy.edits.guider import EditGuider
 from ..hosts.comfy.graph import is_wired
 from ..pipelines.correction import ADD_SOURCE, ADD_TARGET, UNCORRECTED, Correction
+from .border import Node
 from .wires import Control, Trajectory, report
 
 CATEGORY = "palimpsest/edit"
-RECONSTRUCTION = 1
+RECONSTRUCTED = 1
+
+
+CFG = io.Float.Input(
+    "cfg",
+    default=7.5,
+    min=0.0,
+    max=100.0,
+    step=0.1,
+    tooltip="How strongly the target prompt is followed.",
+)
+CONTROL = Control.Input(
+    "control",
+    optional=True,
+    tooltip="From Prompt-to-Prompt (SD 1.x, 2.x, SDXL): keeps the layout. Without it only "
+    "the prompt changes.",
+)
+MASK = io.Mask.Input(
+    "mask",
+    optional=True,
+    tooltip="White where the picture may change; outside it every pixel of the latent "
+    "stays as it was.",
+)
 
 
 def _inputs(corrections: list[str]) -> list[io.Input]:
@@ -22,14 +48,7 @@ def _inputs(corrections: list[str]) -> list[io.Input]:
         io.Conditioning.Input("source", tooltip="What the picture shows now, as for Invert."),
         io.Conditioning.Input("target", tooltip="What the picture shall show."),
         io.Conditioning.Input("negative", tooltip="What to avoid; an empty prompt is usual."),
-        io.Float.Input(
-            "cfg",
-            default=7.5,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            tooltip="How strongly the target prompt is followed.",
-        ),
+        CFG,
         io.Combo.Input(
             "correction",
             options=corrections,
@@ -44,22 +63,31 @@ def _inputs(corrections: list[str]) -> list[io.Input]:
             + " Not read where the trajectory is noise (Edit Friendly, CycleDiffusion, Cycle-SDE), "
             "which is repeated, or EDICT's, which leads back by itself.",
         ),
-        Control.Input(
-            "control",
-            optional=True,
-            tooltip="From Prompt-to-Prompt (SD 1.x, 2.x, SDXL): keeps the layout. Without it only "
-            "the prompt changes.",
-        ),
-        io.Mask.Input(
-            "mask",
-            optional=True,
-            tooltip="White where the picture may change; outside it every pixel of the latent "
-            "stays as it was.",
-        ),
+        CONTROL,
+        MASK,
     ]
 
 
-class Edit(io.ComfyNode):
+SCALE = io.Float.Input(
+    "scale",
+    default=1.0,
+    min=0.0,
+    max=2.0,
+    step=0.05,
+    tooltip="Direct inversion only: which part of the source's error is corrected.",
+    advanced=True,
+)
+INTERVAL = io.Int.Input(
+    "interval",
+    default=1,
+    min=1,
+    max=1000,
+    tooltip="Direct inversion only: correct every how many steps.",
+    advanced=True,
+)
+
+
+class Edit(Node):
     """The edit loop of Direct Inversion."""
 
     @classmethod
@@ -80,23 +108,8 @@ class Edit(io.ComfyNode):
             ],
             inputs=[
                 *_inputs(["direct inversion", "none", "add source", "add target"]),
-                io.Float.Input(
-                    "scale",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="Direct inversion only: which part of the source's error is corrected.",
-                    advanced=True,
-                ),
-                io.Int.Input(
-                    "interval",
-                    default=1,
-                    min=1,
-                    max=1000,
-                    tooltip="Direct inversion only: correct every how many steps.",
-                    advanced=True,
-                ),
+                SCALE,
+                INTERVAL,
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The edited picture."),
@@ -115,49 +128,52 @@ class Edit(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, correction="none", scale=1.0, interval=1, **_others) -> bool:
-        # Connecting a reconstruction that drifts must run the node again.
-        drifts = not _correction(correction, scale, interval).on_chain
-        return drifts and is_wired(cls.hidden.unique_id, RECONSTRUCTION)
+    def fingerprint_inputs(
+        cls,
+        correction: str | None = None,
+        scale: float | None = None,
+        interval: int | None = None,
+        **_others: Any,
+    ) -> bool:
+        # Connecting a reconstruction that drifts must run the node again. What comes by wire is
+        # not known here (core gives None): it may drift.
+        known = None not in (correction, scale, interval)
+        drifts = not known or not _correction(correction, scale, interval).on_chain
+        return drifts and is_wired(cls.hidden.unique_id, RECONSTRUCTED)
 
     @classmethod
-    def execute(
+    def run(
         cls,
-        model,
-        trajectory,
-        source,
-        target,
-        negative,
-        cfg,
-        correction,
-        scale,
-        interval,
-        control=None,
-        mask=None,
+        correction: str,
+        scale: float,
+        interval: int,
+        control: BoundControl | None = None,
+        mask: Tensor | None = None,
+        **asked: Any,
     ) -> io.NodeOutput:
         request = EditRequest(
-            model,
-            trajectory,
-            source,
-            target,
-            negative,
-            cfg,
-            control,
-            mask,
-            _correction(correction, scale, interval),
-            keep_source=is_wired(cls.hidden.unique_id, RECONSTRUCTION),
+            **asked,
+            control=control,
+            mask=mask,
+            correction=_correction(correction, scale, interval),
+            keep_source=is_wired(cls.hidden.unique_id, RECONSTRUCTED),
         )
         latent, kept, spent = edit(request)
-        text = f"{spent.rows} UNet rows, {spent.seconds:.1f} s"
-        text += f"\nreconstruction: {reconstruction_text(kept, trajectory.origin)}"
-        told = (carried.told(trajectory, cfg) for carried in trajectory.carried)
-        text = "\n".join([text, *filter(None, told)])
         blocked = ExecutionBlocker(None) if kept is None else {"samples": kept}
-        cost = cost_text(spent, trajectory.recipe)
-        return io.NodeOutput({"samples": latent}, blocked, cost, ui=report(spent, text))
+        cost = cost_text(spent, request.trajectory.recipe)
+        shown = report(spent, _told(request, kept, spent))
+        return io.NodeOutput({"samples": latent}, blocked, cost, ui=shown)
 
 
-class EditGuiderNode(io.ComfyNode):
+def _told(request: EditRequest, kept: Tensor | None, spent: Spent) -> str:
+    """What Edit says of its run."""
+    text = f"{spent.rows} UNet rows, {spent.seconds:.1f} s"
+    text += f"\nreconstruction: {reconstruction_text(kept, request.trajectory.origin)}"
+    told = (carried.told(request.trajectory, request.cfg) for carried in request.trajectory.carried)
+    return "\n".join([text, *filter(None, told)])
+
+
+class EditGuiderNode(Node):
     """The same edit for core's samplers."""
 
     @classmethod
@@ -174,29 +190,15 @@ class EditGuiderNode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
-        model,
-        trajectory,
-        source,
-        target,
-        negative,
-        cfg,
-        correction,
-        control=None,
-        mask=None,
+        correction: str,
+        control: BoundControl | None = None,
+        mask: Tensor | None = None,
+        **asked: Any,
     ) -> io.NodeOutput:
-        request = EditRequest(
-            model,
-            trajectory,
-            source,
-            target,
-            negative,
-            cfg,
-            control,
-            mask,
-            _correction(correction, 1.0, 1),
-        )
+        wished = _correction(correction, 1.0, 1)
+        request = EditRequest(**asked, control=control, mask=mask, correction=wished)
         return io.NodeOutput(EditGuider(request))
 
 

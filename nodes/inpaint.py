@@ -1,10 +1,14 @@
 """The node that paints a masked part anew by SDE or ODE."""
 
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..hosts.comfy.edits.sdedit import SDEditRequest, paint_anew
 from ..hosts.comfy.refusals import refuse_noise_mask
 from ..hosts.comfy.schedules import schedule
+from .border import Node
 from .inputs import (
     LATENT_OUT,
     PROCESSES,
@@ -16,16 +20,34 @@ from .inputs import (
 )
 
 CATEGORY = "palimpsest/sde"
+NAME = "Inpaint (SDE / ODE)"
 
 
-class Inpaint(io.ComfyNode):
+STEPS = io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps that are walked.")
+STRENGTH = io.Float.Input(
+    "strength",
+    default=1.0,
+    min=0.01,
+    max=1.0,
+    step=0.01,
+    tooltip="1 begins with pure noise; less lets what is there show through.",
+)
+ORDER = io.Combo.Input(
+    "order",
+    options=["1", "2"],
+    tooltip="1: DDIM and its SDE. 2: DPM-Solver++ (2M) and its SDE, finer; as sde "
+    "it needs 25 steps or more, or karras.",
+)
+
+
+class Inpaint(Node):
     """Painting a masked region anew by SDE or ODE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestInpaint",
-            display_name="Inpaint (SDE / ODE)",
+            display_name=NAME,
             category=CATEGORY,
             description="Paints the white part of a mask anew and keeps the rest of the latent as "
             "it is, number for number, by the SDE or the ODE, in steps of order 1 or 2.",
@@ -36,26 +58,12 @@ class Inpaint(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What to avoid."),
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode."),
                 io.Mask.Input("mask", tooltip="White where it is painted anew."),
-                io.Int.Input(
-                    "steps", default=50, min=1, max=1000, tooltip="Steps that are walked."
-                ),
+                STEPS,
                 scheduler_input("normal", "How the steps are spread."),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="1 begins with pure noise; less lets what is there show through.",
-                ),
+                STRENGTH,
                 cfg_input(7.5),
                 process_input(),
-                io.Combo.Input(
-                    "order",
-                    options=["1", "2"],
-                    tooltip="1: DDIM and its SDE. 2: DPM-Solver++ (2M) and its SDE, finer; as sde "
-                    "it needs 25 steps or more, or karras.",
-                ),
+                ORDER,
                 seed_input(),
             ],
             outputs=[LATENT_OUT],
@@ -63,40 +71,30 @@ class Inpaint(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
-        model,
-        positive,
-        negative,
-        latent,
-        mask,
-        steps,
-        scheduler,
-        strength,
-        cfg,
-        process,
-        order,
-        seed,
+        model: ModelPatcher,
+        latent: dict[str, Any],
+        steps: int,
+        scheduler: str,
+        strength: float,
+        process: str,
+        order: str,
+        **asked: Any,
     ) -> io.NodeOutput:
-        refuse_noise_mask(latent, "Inpaint (SDE / ODE)")
-        levels = schedule(model, scheduler, steps, strength)
-        painted, spent = paint_anew(
-            SDEditRequest(
-                model,
-                positive,
-                negative,
-                samples=latent["samples"],
-                levels=levels,
-                cfg=cfg,
-                seed=seed,
-                mask=mask,
-                eta=PROCESSES[process],
-                order=int(order),
-                wipe=strength == 1,
-                feature="Inpaint (SDE / ODE)",
-            )
+        refuse_noise_mask(latent, NAME)
+        request = SDEditRequest(
+            model,
+            **asked,
+            samples=latent["samples"],
+            levels=schedule(model, scheduler, steps, strength),
+            eta=PROCESSES[process],
+            order=int(order),
+            wipe=strength == 1,
+            feature=NAME,
         )
-        return io.NodeOutput({"samples": painted}, ui=told(spent, len(levels) - 1))
+        painted, spent = paint_anew(request)
+        return io.NodeOutput({"samples": painted}, ui=told(spent, len(request.levels) - 1))
 
 
 NODES = [Inpaint]

@@ -1,18 +1,38 @@
-"""Inputs, outputs and words that the nodes of the SDE family have in common."""
+"""Inputs, outputs and words that nodes have in common, and the values that they come back as."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import comfy.samplers
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..hosts.comfy.cost import Spent
+from ..hosts.comfy.schedules import part_of_schedule
 from .wires import Trajectory, report
 
 PROCESSES = {"sde": 1.0, "ode": 0.0}
+
+Value = TypeVar("Value")
 
 LATENT_OUT = io.Latent.Output(display_name="latent", tooltip="The edited picture.")
 TRAJECTORY_OUT = Trajectory.Output(
     display_name="trajectory",
     tooltip="The picture's own noise, and what the model made of it: for a further edit.",
 )
+
+
+def taken(group: Callable[..., Value], wires: dict[str, Any]) -> Value:
+    """Take what belongs together out of a node's keywords, as one value.
+
+    Args:
+        group: A dataclass whose fields are called like the inputs.
+        wires: The keywords; the group's are gone afterwards.
+    """
+    names = [field.name for field in fields(group) if field.name in wires]
+    return group(**{name: wires.pop(name) for name in names})
 
 
 def scheduler_input(default: str, tooltip: str) -> io.Input:
@@ -39,30 +59,43 @@ def process_input() -> io.Input:
     )
 
 
-def schedule_inputs(t0: float, steps: int) -> list[io.Input]:
+@dataclass(frozen=True)
+class Walk:
     """Which part of which schedule is walked."""
-    return [
-        io.Int.Input(
-            "steps",
-            default=steps,
-            min=1,
-            max=1000,
-            tooltip="Steps of the whole way from pure noise; t0 of them are walked.",
-        ),
-        scheduler_input(
-            "ddim_uniform",
-            "How the steps are spread: ddim_uniform is the published grid; flow models "
-            "take simple.",
-        ),
-        io.Float.Input(
-            "t0",
-            default=t0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="How far up the noise goes: more lets more change.",
-        ),
-    ]
+
+    steps: int
+    scheduler: str
+    t0: float
+
+    @staticmethod
+    def inputs(t0: float, steps: int) -> list[io.Input]:
+        """Its inputs.
+
+        Args:
+            t0: Default of the input of that name.
+            steps: Default of the input of that name.
+        """
+        told = "Steps of the whole way from pure noise; t0 of them are walked."
+        return [
+            io.Int.Input("steps", default=steps, min=1, max=1000, tooltip=told),
+            scheduler_input(
+                "ddim_uniform",
+                "How the steps are spread: ddim_uniform is the published grid; flow models "
+                "take simple.",
+            ),
+            io.Float.Input(
+                "t0",
+                default=t0,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                tooltip="How far up the noise goes: more lets more change.",
+            ),
+        ]
+
+    def levels(self, model: ModelPatcher) -> Tensor:
+        """[k+1] falling levels, as core's SIGMAS."""
+        return part_of_schedule(model, self.scheduler, self.steps, self.t0)
 
 
 def seed_input() -> io.Input:

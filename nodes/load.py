@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..demo import scenes
 from ..hosts.comfy.loading.folder import diffusers_folders, load_folder, resolve_diffusers_folder
+from .border import Node
 
 DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "demo" / "weights"
 CATEGORY = "palimpsest/load"
@@ -17,7 +18,7 @@ MODEL_OUTPUTS = [
 ]
 
 
-class LoadDemoModel(io.ComfyNode):
+class LoadDemoModel(Node):
     """The small model that comes with the pack."""
 
     @classmethod
@@ -34,12 +35,12 @@ class LoadDemoModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
+    def run(cls) -> io.NodeOutput:
         loaded = load_folder(DEMO_WEIGHTS)
         return io.NodeOutput(loaded.model, loaded.clip, loaded.vae)
 
 
-class LoadDiffusersFolder(io.ComfyNode):
+class LoadDiffusersFolder(Node):
     """A diffusers folder of any size as native objects."""
 
     @classmethod
@@ -62,17 +63,56 @@ class LoadDiffusersFolder(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, folder) -> io.NodeOutput:
+    def run(cls, folder: str) -> io.NodeOutput:
         loaded = load_folder(resolve_diffusers_folder(folder))
         return io.NodeOutput(loaded.model, loaded.clip, loaded.vae)
 
 
-class DemoScene(io.ComfyNode):
+KEEP = "keep"
+#: What a scene is made of: its choices, the one before the edit and what it is.
+PARTS = {
+    "color": (list(scenes.COLORS), "red", "Its colour."),
+    "shape": (list(scenes.SHAPES), "heart", "Its shape."),
+    "texture": (list(scenes.TEXTURES), "plain", "What it is painted with."),
+    "background": (list(scenes.BACKGROUNDS), "grass", "What lies behind it."),
+}
+SEED = io.Int.Input(
+    "seed",
+    default=7,
+    min=0,
+    max=2**31 - 1,
+    control_after_generate=io.ControlAfterGenerate.fixed,
+    tooltip="Draws its size and place and the details of the background.",
+)
+
+
+def _part_inputs() -> list[io.Input]:
+    """What the scene is made of."""
+    return [
+        io.Combo.Input(name, options=options, default=default, tooltip=tooltip)
+        for name, (options, default, tooltip) in PARTS.items()
+    ]
+
+
+def _edit_inputs() -> list[io.Input]:
+    """What becomes of each part."""
+    words = {"color": "Colour"}
+    return [
+        io.Combo.Input(
+            f"edit_{name}",
+            options=[KEEP, *options],
+            default="blue" if name == "color" else KEEP,
+            tooltip=f"{words.get(name, name.capitalize())} after the edit.",
+        )
+        for name, (options, _, _) in PARTS.items()
+    ]
+
+
+class DemoScene(Node):
     """A drawn picture whose true edit is known."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        keep = ["keep"]
         return io.Schema(
             node_id="PalimpsestDemoScene",
             display_name="Demo Scene",
@@ -80,58 +120,7 @@ class DemoScene(io.ComfyNode):
             description="Draws a picture that the demo model knows, says what it shows, and draws "
             "the same picture with something changed: what a perfect edit would give.",
             search_aliases=["test image", "synthetic picture", "ground truth edit", "example"],
-            inputs=[
-                io.Combo.Input(
-                    "color", options=list(scenes.COLORS), default="red", tooltip="Its colour."
-                ),
-                io.Combo.Input(
-                    "shape", options=list(scenes.SHAPES), default="heart", tooltip="Its shape."
-                ),
-                io.Combo.Input(
-                    "texture",
-                    options=list(scenes.TEXTURES),
-                    default="plain",
-                    tooltip="What it is painted with.",
-                ),
-                io.Combo.Input(
-                    "background",
-                    options=list(scenes.BACKGROUNDS),
-                    default="grass",
-                    tooltip="What lies behind it.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=7,
-                    min=0,
-                    max=2**31 - 1,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Draws its size and place and the details of the background.",
-                ),
-                io.Combo.Input(
-                    "edit_color",
-                    options=keep + list(scenes.COLORS),
-                    default="blue",
-                    tooltip="Colour after the edit.",
-                ),
-                io.Combo.Input(
-                    "edit_shape",
-                    options=keep + list(scenes.SHAPES),
-                    default="keep",
-                    tooltip="Shape after the edit.",
-                ),
-                io.Combo.Input(
-                    "edit_texture",
-                    options=keep + list(scenes.TEXTURES),
-                    default="keep",
-                    tooltip="Texture after the edit.",
-                ),
-                io.Combo.Input(
-                    "edit_background",
-                    options=keep + list(scenes.BACKGROUNDS),
-                    default="keep",
-                    tooltip="Background after the edit.",
-                ),
-            ],
+            inputs=[*_part_inputs(), SEED, *_edit_inputs()],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The picture."),
                 io.Mask.Output(display_name="mask", tooltip="White where the edit changes it."),
@@ -142,27 +131,10 @@ class DemoScene(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        color,
-        shape,
-        texture,
-        background,
-        seed,
-        edit_color,
-        edit_shape,
-        edit_texture,
-        edit_background,
-    ) -> io.NodeOutput:
-        chosen = {"color": color, "shape": shape, "texture": texture, "background": background}
-        wanted = {
-            "color": edit_color,
-            "shape": edit_shape,
-            "texture": edit_texture,
-            "background": edit_background,
-        }
-        scene = scenes.Scene.random(seed).with_(**chosen)
-        edited = scene.with_(**{key: v for key, v in wanted.items() if v != "keep"})
+    def run(cls, seed: int, **parts: str) -> io.NodeOutput:
+        scene = scenes.Scene.random(seed).with_(**{name: parts[name] for name in PARTS})
+        wanted = {name: parts[f"edit_{name}"] for name in PARTS}
+        edited = scene.with_(**{name: part for name, part in wanted.items() if part != KEEP})
         image, truth = (scenes.render(s)[0].unsqueeze(0) for s in (scene, edited))
         mask = scenes.changed(scene, edited).unsqueeze(0)
         captions = (scenes.caption(scene), scenes.caption(edited))

@@ -1,19 +1,25 @@
 """Nodes that edit along a picture's own noise: Cycle-SDE and DiffEdit."""
 
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..hosts.comfy.edits.cycle_sde import CycleRequest, Draws, cycle_sde, diffedit
 from ..hosts.comfy.refusals import refuse_noise_mask
-from ..hosts.comfy.schedules import part_of_schedule
+from ..pipelines.trajectory import Trajectory as Chain
+from .border import Node
 from .inputs import (
     LATENT_OUT,
     PROCESSES,
     TRAJECTORY_OUT,
+    Walk,
     cfg_input,
     levels_at_once_input,
     process_input,
-    schedule_inputs,
     seed_input,
+    taken,
     told,
 )
 from .wires import Trajectory
@@ -32,7 +38,20 @@ def _prompts() -> list[io.Input]:
     ]
 
 
-class CycleSDE(io.ComfyNode):
+LATENT = io.Latent.Input(
+    "latent",
+    optional=True,
+    tooltip="The picture, from VAE Encode. Not read if a trajectory is connected.",
+)
+TRAJECTORY = Trajectory.Input(
+    "trajectory",
+    optional=True,
+    tooltip="Of an earlier Cycle-SDE or DiffEdit: edits the same noise again, "
+    "without running the source. Its own steps, t0, process and seed hold.",
+)
+
+
+class CycleSDE(Node):
     """Image-to-image by prompt along the picture's own noise."""
 
     @classmethod
@@ -46,23 +65,14 @@ class CycleSDE(io.ComfyNode):
             search_aliases=["cycle sde", "cyclediffusion", "image to image", "ddpm inversion"],
             inputs=[
                 *_prompts(),
-                *schedule_inputs(0.6, 50),
+                *Walk.inputs(0.6, 50),
                 cfg_input(3.0, "How strongly the target prompt is followed."),
                 cfg_input(1.0, "Guidance of the source. 1 costs half.", name="source_cfg"),
                 process_input(),
                 seed_input(),
                 levels_at_once_input(),
-                io.Latent.Input(
-                    "latent",
-                    optional=True,
-                    tooltip="The picture, from VAE Encode. Not read if a trajectory is connected.",
-                ),
-                Trajectory.Input(
-                    "trajectory",
-                    optional=True,
-                    tooltip="Of an earlier Cycle-SDE or DiffEdit: edits the same noise again, "
-                    "without running the source. Its own steps, t0, process and seed hold.",
-                ),
+                LATENT,
+                TRAJECTORY,
                 io.Mask.Input("mask", optional=True, tooltip="White where the picture may change."),
             ],
             outputs=[LATENT_OUT, TRAJECTORY_OUT],
@@ -70,46 +80,62 @@ class CycleSDE(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
-        model,
-        source,
-        target,
-        negative,
-        steps,
-        scheduler,
-        t0,
-        cfg,
-        source_cfg,
-        process,
-        seed,
-        source_batch,
-        latent=None,
-        trajectory=None,
-        mask=None,
+        model: ModelPatcher,
+        process: str,
+        source_batch: int,
+        latent: dict[str, Any] | None = None,
+        trajectory: Chain | None = None,
+        **asked: Any,
     ) -> io.NodeOutput:
-        picture = _picture(latent, trajectory)
-        edited, chain, spent = cycle_sde(
-            CycleRequest(
-                model,
-                source,
-                target,
-                negative,
-                samples=picture,
-                levels=None if picture is None else part_of_schedule(model, scheduler, steps, t0),
-                cfg=cfg,
-                source_cfg=source_cfg,
-                eta=PROCESSES[process],
-                seed=seed,
-                mask=mask,
-                trajectory=trajectory,
-                levels_at_once=source_batch,
-            )
+        walk, picture = taken(Walk, asked), _picture(latent, trajectory)
+        request = CycleRequest(
+            model,
+            **asked,
+            samples=picture,
+            levels=None if picture is None else walk.levels(model),
+            eta=PROCESSES[process],
+            trajectory=trajectory,
+            levels_at_once=source_batch,
         )
+        edited, chain, spent = cycle_sde(request)
         return io.NodeOutput({"samples": edited}, chain, ui=told(spent, chain.steps))
 
 
-class DiffEdit(io.ComfyNode):
+MASK_DRAWS = io.Int.Input(
+    "mask_draws",
+    default=10,
+    min=1,
+    max=100,
+    tooltip="How often the prompts are compared, under other noise each time.",
+    advanced=True,
+)
+MASK_RATIO = io.Float.Input(
+    "mask_ratio",
+    default=3.0,
+    min=0.1,
+    max=20.0,
+    step=0.1,
+    tooltip="How much above the average they must differ: lower makes the mask larger.",
+)
+MASK_STRENGTH = io.Float.Input(
+    "mask_strength",
+    default=0.5,
+    min=0.01,
+    max=1.0,
+    step=0.01,
+    tooltip="At which part of the noise they are compared.",
+    advanced=True,
+)
+MASK = io.Mask.Input(
+    "mask",
+    optional=True,
+    tooltip="White where the found mask may lie; outside it nothing changes.",
+)
+
+
+class DiffEdit(Node):
     """An automatic mask from two prompts, and an edit under it."""
 
     @classmethod
@@ -124,7 +150,7 @@ class DiffEdit(io.ComfyNode):
             inputs=[
                 *_prompts(),
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode."),
-                *schedule_inputs(0.7, 50),
+                *Walk.inputs(0.7, 50),
                 cfg_input(
                     7.5,
                     "How strongly both prompts are followed while the mask is found, and "
@@ -132,38 +158,11 @@ class DiffEdit(io.ComfyNode):
                 ),
                 process_input(),
                 seed_input(),
-                io.Int.Input(
-                    "mask_draws",
-                    default=10,
-                    min=1,
-                    max=100,
-                    tooltip="How often the prompts are compared, under other noise each time.",
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "mask_ratio",
-                    default=3.0,
-                    min=0.1,
-                    max=20.0,
-                    step=0.1,
-                    tooltip="How much above the average they must differ: lower makes the mask "
-                    "larger.",
-                ),
-                io.Float.Input(
-                    "mask_strength",
-                    default=0.5,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="At which part of the noise they are compared.",
-                    advanced=True,
-                ),
+                MASK_DRAWS,
+                MASK_RATIO,
+                MASK_STRENGTH,
                 levels_at_once_input(),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="White where the found mask may lie; outside it nothing changes.",
-                ),
+                MASK,
             ],
             outputs=[
                 LATENT_OUT,
@@ -174,48 +173,34 @@ class DiffEdit(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
-        model,
-        source,
-        target,
-        negative,
-        latent,
-        steps,
-        scheduler,
-        t0,
-        cfg,
-        process,
-        seed,
-        mask_draws,
-        mask_ratio,
-        mask_strength,
-        source_batch,
-        mask=None,
+        model: ModelPatcher,
+        latent: dict[str, Any],
+        process: str,
+        source_batch: int,
+        **asked: Any,
     ) -> io.NodeOutput:
-        edited, found, chain, spent = diffedit(
-            CycleRequest(
-                model,
-                source,
-                target,
-                negative,
-                samples=_picture(latent, None, "DiffEdit"),
-                levels=part_of_schedule(model, scheduler, steps, t0),
-                cfg=cfg,
-                eta=PROCESSES[process],
-                seed=seed,
-                mask=mask,
-                levels_at_once=source_batch,
-                feature="DiffEdit",
-            ),
-            Draws(mask_draws, mask_ratio, mask_strength),
+        names = ("mask_draws", "mask_ratio", "mask_strength")
+        draws, walk = Draws(*map(asked.pop, names)), taken(Walk, asked)
+        request = CycleRequest(
+            model,
+            **asked,
+            samples=_picture(latent, None, "DiffEdit"),
+            levels=walk.levels(model),
+            eta=PROCESSES[process],
+            levels_at_once=source_batch,
+            feature="DiffEdit",
         )
+        edited, found, chain, spent = diffedit(request, draws)
         share = f"\nmask: {float(found.mean()):.0%} of the picture"
         pixels = found.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)
         return io.NodeOutput({"samples": edited}, pixels, chain, ui=told(spent, chain.steps, share))
 
 
-def _picture(latent, trajectory, node="Cycle-SDE"):
+def _picture(
+    latent: dict[str, Any] | None, trajectory: Chain | None, node: str = "Cycle-SDE"
+) -> Tensor | None:
     """The samples of a LATENT, unless a trajectory stands for them."""
     if latent is None or trajectory is not None:
         return None

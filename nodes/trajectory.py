@@ -1,7 +1,12 @@
 """Nodes that look at trajectories, keep them, and turn them into latents and back."""
 
+from typing import Any
+
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..hosts.comfy.files.trajectories import (
     load_trajectory,
@@ -12,12 +17,17 @@ from ..hosts.comfy.files.trajectories import (
     trajectory_place,
 )
 from ..pipelines.errors import PalimpsestError
+from ..pipelines.trajectory import Trajectory as Chain
+from .border import Node
 from .wires import Trajectory
 
 CATEGORY = "palimpsest/trajectory"
 
 
-class PreviewTrajectory(io.ComfyNode):
+FRAMES = io.Int.Input("frames", default=8, min=2, max=64, tooltip="How many stages to show.")
+
+
+class PreviewTrajectory(Node):
     """A filmstrip of what the model guessed at every stage."""
 
     @classmethod
@@ -32,9 +42,7 @@ class PreviewTrajectory(io.ComfyNode):
             inputs=[
                 Trajectory.Input("trajectory", tooltip="From Invert."),
                 io.Vae.Input("vae", tooltip="The VAE of the model."),
-                io.Int.Input(
-                    "frames", default=8, min=2, max=64, tooltip="How many stages to show."
-                ),
+                FRAMES,
             ],
             outputs=[
                 io.Image.Output(
@@ -45,14 +53,14 @@ class PreviewTrajectory(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, trajectory, vae, frames) -> io.NodeOutput:
+    def run(cls, trajectory: Chain, vae: VAE, frames: int) -> io.NodeOutput:
         _, guesses = trajectory.clean_estimates(frames)
         pictures = [vae.decode(trajectory.in_host_scale(guess)) for guess in guesses]
         strip = torch.cat(pictures, dim=2)
         return io.NodeOutput(strip, ui=ui.PreviewImage(strip, cls=cls))
 
 
-class TrajectoryToLatents(io.ComfyNode):
+class TrajectoryToLatents(Node):
     """All stages as one LATENT batch."""
 
     @classmethod
@@ -74,13 +82,13 @@ class TrajectoryToLatents(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, trajectory) -> io.NodeOutput:
+    def run(cls, trajectory: Chain) -> io.NodeOutput:
         noisy = trajectory.in_host_scale(trajectory.latents[1:]).flatten(0, 1)
         levels = torch.cat([trajectory.origin.to(noisy), noisy])
         return io.NodeOutput({"samples": levels}, trajectory.falling_sigmas)
 
 
-class LatentsToTrajectory(io.ComfyNode):
+class LatentsToTrajectory(Node):
     """A LATENT batch of all stages as a trajectory."""
 
     @classmethod
@@ -101,11 +109,19 @@ class LatentsToTrajectory(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, latents, sigmas) -> io.NodeOutput:
+    def run(cls, model: ModelPatcher, latents: dict[str, Any], sigmas: Tensor) -> io.NodeOutput:
         return io.NodeOutput(trajectory_from_latents(model, latents["samples"], sigmas))
 
 
-class SaveTrajectory(io.ComfyNode):
+FILENAME_PREFIX = io.String.Input(
+    "filename_prefix",
+    default="trajectories/palimpsest",
+    tooltip="Name, with folders if you like, inside the output folder.",
+    extra_dict={"palimpsest_file_name": True},
+)
+
+
+class SaveTrajectory(Node):
     """A trajectory as a file."""
 
     @classmethod
@@ -117,21 +133,13 @@ class SaveTrajectory(io.ComfyNode):
             description="Saves a trajectory as a safetensors file in ComfyUI's output folder, "
             "under a new number each time.",
             search_aliases=["export trajectory", "save latents"],
-            inputs=[
-                Trajectory.Input("trajectory", tooltip="From Invert."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="trajectories/palimpsest",
-                    tooltip="Name, with folders if you like, inside the output folder.",
-                    extra_dict={"palimpsest_file_name": True},
-                ),
-            ],
+            inputs=[Trajectory.Input("trajectory", tooltip="From Invert."), FILENAME_PREFIX],
             outputs=[],
             is_output_node=True,
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix) -> bool | str:
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
         if filename_prefix is None:  # it comes by wire, when the node runs
             return True
         try:
@@ -141,12 +149,12 @@ class SaveTrajectory(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, trajectory, filename_prefix) -> io.NodeOutput:
+    def run(cls, trajectory: Chain, filename_prefix: str) -> io.NodeOutput:
         path = save_trajectory(trajectory, filename_prefix)
         return io.NodeOutput(ui={"palimpsest_text": [f"saved as {path.name}"]})
 
 
-class LoadTrajectory(io.ComfyNode):
+class LoadTrajectory(Node):
     """A trajectory from a file."""
 
     @classmethod
@@ -169,7 +177,7 @@ class LoadTrajectory(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file) -> bool | str:
+    def validate_inputs(cls, file: str) -> bool | str:
         try:
             trajectory_path(file)
         except PalimpsestError as error:
@@ -177,12 +185,12 @@ class LoadTrajectory(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file) -> str:
+    def fingerprint_inputs(cls, file: str) -> str:
         stat = trajectory_path(file).stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
     @classmethod
-    def execute(cls, file) -> io.NodeOutput:
+    def run(cls, file: str) -> io.NodeOutput:
         return io.NodeOutput(load_trajectory(file))
 
 

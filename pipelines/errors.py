@@ -1,18 +1,28 @@
-"""The one exception that is meant for the person who wired the graph."""
+"""The one exception that is meant for the person who wired the graph, and what it may quote."""
+
+import reprlib
+from typing import Any
+
+#: Characters at most of what somebody gave that a message repeats.
+QUOTED = 80
 
 
 class PalimpsestError(ValueError):
     """Bad input, said in one sentence: which input, what it was, what it must be, what to do."""
 
 
-#: Most characters of what a person gave that a message repeats.
-QUOTED = 80
+def quoted(value: Any) -> str:
+    """What somebody gave, as a message repeats it: in one line of at most `QUOTED` characters."""
+    if isinstance(value, str):
+        text, whole = repr(value[:QUOTED]), len(value) <= QUOTED
+    else:
+        text, whole = _Short().repr(value), True
+    return text if whole and len(text) <= QUOTED else f"{text[: QUOTED - 3]}..."
 
 
-def quoted(value: object) -> str:
-    """A value as a message quotes it: its repr, at most `QUOTED` characters of it."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # Python writes no integer of more than 4300 digits
-        text = f"a {type(value).__name__} too large to be written"
-    return text if len(text) <= QUOTED else f"{text[: QUOTED - 3]}..."
+class _Short(reprlib.Repr):
+    """Python's own short form, which fails on numbers of more than 4300 digits."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        digits = x.bit_length() * 1233 // 4096 + 1  # log10 of 2
+        return repr(x) if digits <= 40 else f"an integer of {digits} digits"

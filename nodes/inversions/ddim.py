@@ -1,5 +1,8 @@
 """Nodes that turn a picture into the noise it came from."""
 
+from dataclasses import dataclass
+from typing import Any
+
 from comfy_api.latest import io
 
 from ...hosts.comfy.edits.edit import BoundControl
@@ -8,32 +11,84 @@ from ...hosts.comfy.inversions.features import MIB, feature_store, features_text
 from ...hosts.comfy.inversions.picture import Picture
 from ...hosts.comfy.refusals import check_owner
 from ...pipelines.attention.features import FeatureRecorder
+from ...pipelines.couplings import Convention
 from ...pipelines.errors import PalimpsestError
 from ...pipelines.solvers import averaged, fixed_point
+from ..border import Node
+from ..inputs import taken
 from ..wires import Control
 from .shared import (
     ANY_MODEL,
-    CATEGORY,
     SIGMAS_IN,
+    Asked,
     convention_input,
+    inversion,
     inverted,
-    need_negative,
     negative_input,
-    outputs,
     picture_inputs,
-    picture_of,
+)
+
+NAME = "Invert (DDIM)"
+
+CFG = io.Float.Input(
+    "cfg",
+    default=1.0,
+    min=0.0,
+    max=30.0,
+    step=0.1,
+    tooltip="Guidance while inverting. 1 is the published choice; higher values "
+    "need the negative and invert less exactly.",
+)
+REFINEMENT = io.Int.Input(
+    "refinement",
+    default=0,
+    min=0,
+    max=20,
+    tooltip="Extra model calls per step that make the way back exact. Edit does "
+    "not need them; sampling the noise with core's samplers does: try 4.",
+)
+AVERAGING = io.Boolean.Input(
+    "averaging",
+    default=False,
+    optional=True,
+    tooltip="Average what the refinement visits, as ReNoise does, in place of "
+    "accelerating it. Read with a refinement of 1 or more.",
+    advanced=True,
+)
+SOURCE_FEATURES = io.Combo.Input(
+    "source_features",
+    options=["off", "memory", "disk"],
+    default="off",
+    optional=True,
+    tooltip="Keep what the control is going to read of the source, so that Edit "
+    "need not run the source again. Needs the control and convention current.",
+    advanced=True,
+)
+FEATURE_BUDGET = io.Int.Input(
+    "feature_budget",
+    default=1024,
+    min=1,
+    max=1_000_000,
+    optional=True,
+    tooltip="MiB that the source features may take. Where they take more, none "
+    "are kept, the node says how much it would be, and Edit works as usual.",
+    advanced=True,
+)
+CONTROL = Control.Input(
+    "control",
+    optional=True,
+    tooltip="The one that Edit will use; only read to keep source features.",
 )
 
 
-class InvertDDIM(io.ComfyNode):
+class InvertDDIM(Node):
     """DDIM inversion, plain or refined."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return inversion(
             node_id="PalimpsestInvertDDIM",
-            display_name="Invert (DDIM)",
-            category=CATEGORY,
+            display_name=NAME,
             description="Traces a picture back to the noise that the model would paint it from, "
             "and records every stage on the way: the trajectory that Edit works along.",
             search_aliases=[
@@ -48,114 +103,66 @@ class InvertDDIM(io.ComfyNode):
             ],
             inputs=[
                 *picture_inputs(model=ANY_MODEL),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance while inverting. 1 is the published choice; higher values "
-                    "need the negative and invert less exactly.",
-                ),
+                CFG,
                 convention_input(),
-                io.Int.Input(
-                    "refinement",
-                    default=0,
-                    min=0,
-                    max=20,
-                    tooltip="Extra model calls per step that make the way back exact. Edit does "
-                    "not need them; sampling the noise with core's samplers does: try 4.",
-                ),
+                REFINEMENT,
                 SIGMAS_IN,
                 negative_input("Only needed where cfg is not 1."),
-                io.Boolean.Input(
-                    "averaging",
-                    default=False,
-                    optional=True,
-                    tooltip="Average what the refinement visits, as ReNoise does, in place of "
-                    "accelerating it. Read with a refinement of 1 or more.",
-                    advanced=True,
-                ),
-                io.Combo.Input(
-                    "source_features",
-                    options=["off", "memory", "disk"],
-                    default="off",
-                    optional=True,
-                    tooltip="Keep what the control is going to read of the source, so that Edit "
-                    "need not run the source again. Needs the control and convention current.",
-                    advanced=True,
-                ),
-                io.Int.Input(
-                    "feature_budget",
-                    default=1024,
-                    min=1,
-                    max=1_000_000,
-                    optional=True,
-                    tooltip="MiB that the source features may take. Where they take more, none "
-                    "are kept, the node says how much it would be, and Edit works as usual.",
-                    advanced=True,
-                ),
-                Control.Input(
-                    "control",
-                    optional=True,
-                    tooltip="The one that Edit will use; only read to keep source features.",
-                ),
+                AVERAGING,
+                SOURCE_FEATURES,
+                FEATURE_BUDGET,
+                CONTROL,
             ],
-            outputs=outputs(),
-            has_intermediate_output=True,
         )
 
     @classmethod
-    def execute(
+    def run(
         cls,
-        model,
-        positive,
-        latent,
-        steps,
-        scheduler,
-        strength,
-        cfg,
-        convention,
-        refinement,
-        sigmas=None,
-        negative=None,
-        averaging=False,
-        source_features="off",
-        feature_budget=1024,
-        control=None,
+        cfg: float,
+        convention: Convention,
+        refinement: int,
+        averaging: bool = False,
+        **wires: Any,
     ) -> io.NodeOutput:
-        need_negative(cfg, negative)
-        levels = (steps, scheduler, strength)
-        picture = picture_of(
-            "Invert (DDIM)", model, positive, negative, latent, levels, sigmas, cfg=cfg
-        )
-        recorder = _recorder(picture, control, source_features, feature_budget)
-        trajectory, spent = invert_ddim(
+        features = taken(SourceFeatures, wires)
+        picture = Asked(**wires).picture(NAME, cfg=cfg)
+        recorder = features.recorder(picture)
+        made = invert_ddim(
             picture,
             convention=convention,
             refinement=refinement,
             solve=averaged if averaging else fixed_point,
             recorder=recorder,
         )
-        told = ""
-        if recorder is not None:
-            told = features_text(recorder.needed, recorder.budget, source_features)
-        return inverted(model, trajectory, spent, told)
+        return inverted(picture.model, *made, features.told(recorder))
 
 
-def _recorder(
-    picture: Picture, control: BoundControl | None, place: str, budget: int
-) -> FeatureRecorder | None:
-    """What keeps the source features of an inversion, if they are wanted."""
-    if place == "off":
-        return None
-    if control is None:
-        raise PalimpsestError(
-            f"source_features is {place}, but no control is connected: connect the control that "
-            "Edit will use, or set source_features to off."
-        )
-    check_owner(control.source, picture.positive, "positive")
-    return FeatureRecorder(control.control, picture.sigmas, budget * MIB, feature_store(place))
+@dataclass(frozen=True, eq=False)
+class SourceFeatures:
+    """What is kept of the source for later edits, by the names of the inputs."""
+
+    source_features: str = "off"
+    feature_budget: int = 1024
+    control: BoundControl | None = None
+
+    def recorder(self, picture: Picture) -> FeatureRecorder | None:
+        """What keeps the source features of an inversion, if they are wanted."""
+        if self.source_features == "off":
+            return None
+        if self.control is None:
+            raise PalimpsestError(
+                f"source_features is {self.source_features}, but no control is connected: connect "
+                "the control that Edit will use, or set source_features to off."
+            )
+        check_owner(self.control.source, picture.positive, "positive")
+        budget, store = self.feature_budget * MIB, feature_store(self.source_features)
+        return FeatureRecorder(self.control.control, picture.sigmas, budget, store)
+
+    def told(self, recorder: FeatureRecorder | None) -> str:
+        """What became of them, for people."""
+        if recorder is None:
+            return ""
+        return features_text(recorder.needed, recorder.budget, self.source_features)
 
 
 NODES = [InvertDDIM]

@@ -1,9 +1,8 @@
 """Inputs and outputs that all inversions have in common, so that one can stand for another."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
@@ -11,11 +10,15 @@ from torch import Tensor
 from ...hosts.comfy.cost import Spent
 from ...hosts.comfy.guidance import Conditioning
 from ...hosts.comfy.inversions.noise import noise_of_trajectory
+from ...hosts.comfy.inversions.noise_space import invert_noise
 from ...hosts.comfy.inversions.picture import Picture
 from ...hosts.comfy.refusals import refuse_noise_mask
 from ...hosts.comfy.schedules import schedule
 from ...pipelines.errors import PalimpsestError
+from ...pipelines.inversion.noise_space import NoiseSpace
+from ...pipelines.schedule import check_falling
 from ...pipelines.trajectory import Trajectory as Chain
+from ..inputs import cfg_input, levels_at_once_input, scheduler_input, seed_input
 from ..wires import Trajectory, report
 
 CATEGORY = "palimpsest/invert"
@@ -23,6 +26,18 @@ CATEGORY = "palimpsest/invert"
 #: Which models a method takes, for the tooltip of the model input.
 ANY_MODEL = "Predicts noise, v or a flow (SD 1.x, SD 2.x, SDXL, SD 3, Flux, ...), LoRA included."
 UNET_MODEL = "Predicts noise or v, with a UNet (SD 1.x, SD 2.x, SDXL), LoRA included."
+
+
+POSITIVE = io.Conditioning.Input(
+    "positive", tooltip="Describes the picture as it is now, not as it shall be."
+)
+STEPS = io.Int.Input(
+    "steps",
+    default=50,
+    min=1,
+    max=1000,
+    tooltip="Stages on the way up. More are more exact and cost more time.",
+)
 
 
 def picture_inputs(
@@ -38,22 +53,12 @@ def picture_inputs(
     """
     return [
         io.Model.Input("model", tooltip=model),
-        io.Conditioning.Input(
-            "positive", tooltip="Describes the picture as it is now, not as it shall be."
-        ),
+        POSITIVE,
         io.Latent.Input("latent", tooltip="The picture, encoded by the model's own VAE."),
-        io.Int.Input(
-            "steps",
-            default=50,
-            min=1,
-            max=1000,
-            tooltip="Stages on the way up. More are more exact and cost more time.",
-        ),
-        io.Combo.Input(
-            "scheduler",
-            options=comfy.samplers.SCHEDULER_NAMES,
-            default="ddim_uniform",
-            tooltip="How the stages are spread: ddim_uniform is the published grid; flow models "
+        STEPS,
+        scheduler_input(
+            "ddim_uniform",
+            "How the stages are spread: ddim_uniform is the published grid; flow models "
             "take simple. Not read if sigmas are connected.",
         ),
         io.Float.Input(
@@ -92,19 +97,25 @@ def negative_input(tooltip: str) -> io.Input:
     return io.Conditioning.Input("negative", optional=True, tooltip=tooltip)
 
 
-def need_negative(cfg: float, negative: Conditioning | None, name: str = "cfg") -> None:
-    """Refuse guidance without its other end.
+def inversion(*, node_id: str, inputs: list[io.Input], **about: Any) -> io.Schema:
+    """The schema of an inversion.
 
-    Raises:
-        PalimpsestError: Naming the input.
+    Args:
+        node_id: Of the node, as are `inputs` and what is said about it.
+        inputs: Beginning with `picture_inputs`.
+        about: What else core's Schema takes.
     """
-    if cfg != 1 and negative is None:
-        raise PalimpsestError(
-            f"{name} is {cfg}, which needs a negative: connect one, or set {name} to 1."
-        )
+    return io.Schema(
+        node_id=node_id,
+        category=CATEGORY,
+        inputs=inputs,
+        outputs=_outputs(),
+        has_intermediate_output=True,
+        **about,
+    )
 
 
-def outputs() -> list[io.Output]:
+def _outputs() -> list[io.Output]:
     """What every inversion gives, in the same order."""
     return [
         Trajectory.Output(
@@ -124,40 +135,98 @@ def outputs() -> list[io.Output]:
     ]
 
 
-def picture_of(
-    feature: str,
-    model: ModelPatcher,
-    positive: Conditioning,
-    negative: Conditioning | None,
-    latent: dict[str, Any],
-    levels: tuple[int, str, float],
-    sigmas: Tensor | None,
-    *,
-    cfg: float = 1.0,
-) -> Picture:
-    """The picture that the inputs describe.
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What every inversion is asked, by the names of its inputs."""
 
-    Args:
-        feature: What the node is called.
-        model: Of the input of that name, as are `positive`, `latent` and `sigmas`.
-        positive: Describes the picture.
-        negative: The other end of the guidance; the positive where it is not read.
-        latent: The picture.
-        levels: Steps, scheduler, strength.
-        sigmas: Levels that win over these.
-        cfg: Guidance of the inversion.
+    model: ModelPatcher
+    positive: Conditioning
+    latent: dict[str, Any]
+    steps: int
+    scheduler: str
+    strength: float
+    sigmas: Tensor | None = None
+    negative: Conditioning | None = None
+
+    def levels(self) -> Tensor:
+        """[N+1] falling levels: the sigmas if they are connected, else those of the schedule.
+
+        Raises:
+            PalimpsestError: If there are no such levels.
+        """
+        if self.sigmas is None:
+            return schedule(self.model, self.scheduler, self.steps, self.strength)
+        check_falling(self.sigmas)
+        return self.sigmas
+
+    def picture(
+        self, feature: str, *, cfg: float = 1.0, name: str = "cfg", levels: Tensor | None = None
+    ) -> Picture:
+        """The picture that shall be inverted.
+
+        Args:
+            feature: What the node is called.
+            cfg: Guidance of the inversion.
+            name: What the input is called that sets it.
+            levels: Levels that win over its own.
+
+        Raises:
+            PalimpsestError: If it cannot be inverted so.
+        """
+        need_negative(cfg, self.negative, name)
+        refuse_noise_mask(self.latent, "Edit")
+        negative = self.positive if self.negative is None else self.negative
+        levels = self.levels() if levels is None else levels
+        samples = self.latent["samples"]
+        return Picture(self.model, self.positive, negative, samples, levels, cfg, feature)
+
+
+def need_negative(cfg: float, negative: Conditioning | None, name: str) -> None:
+    """Refuse guidance without its other end.
+
+    Raises:
+        PalimpsestError: Naming the input.
     """
-    refuse_noise_mask(latent, "Edit")
-    steps, scheduler, strength = levels
-    return Picture(
-        model,
-        positive,
-        positive if negative is None else negative,
-        latent["samples"],
-        schedule(model, scheduler, steps, strength) if sigmas is None else sigmas,
-        cfg,
-        feature,
-    )
+    if cfg != 1 and negative is None:
+        raise PalimpsestError(
+            f"{name} is {cfg}, which needs a negative: connect one, or set {name} to 1."
+        )
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the noise is drawn that a picture is turned into, by the names of the inputs."""
+
+    source_cfg: float
+    seed: int
+    source_batch: int
+
+    @staticmethod
+    def inputs() -> list[io.Input]:
+        """Its inputs, and those that end every inversion."""
+        told = "Guidance of the source. 1 costs half; other values need the negative."
+        return [
+            cfg_input(1.0, told, name="source_cfg"),
+            seed_input(),
+            levels_at_once_input(),
+            SIGMAS_IN,
+            negative_input("Only needed where source_cfg is not 1."),
+        ]
+
+    def invert(
+        self, feature: str, asked: Asked, space: NoiseSpace, levels: Tensor | None = None
+    ) -> io.NodeOutput:
+        """Turn a picture into drawn noise.
+
+        Args:
+            feature: What the node is called.
+            asked: The picture.
+            space: How the noise leads back to it.
+            levels: Levels that win over the picture's own.
+        """
+        picture = asked.picture(feature, cfg=self.source_cfg, name="source_cfg", levels=levels)
+        made = invert_noise(picture, space, seed=self.seed, levels_at_once=self.source_batch)
+        return inverted(picture.model, *made)
 
 
 def inverted(model: ModelPatcher, trajectory: Chain, spent: Spent, more: str = "") -> io.NodeOutput:

@@ -374,7 +374,7 @@ def test_skipped_steps_cost_nothing_and_are_those_that_strength_leaves_out(sd1):
     assert torch.equal(leftover["samples"], trajectory.in_host_scale(trajectory.start))
 
 
-@pytest.mark.parametrize("skip", [10, 11, -1])
+@pytest.mark.parametrize("skip", [10, 11])
 def test_a_skip_that_leaves_no_step_is_refused(sd1, skip):
     with pytest.raises(PalimpsestError, match=rf"skip is {skip}, of 10 .* set skip to 0 to 9"):
         execute(sd1, InvertEditFriendly, skip=skip)
@@ -393,13 +393,13 @@ def test_guidance_of_the_source_needs_its_other_end(sd1, node):
 def test_eta_of_cyclediffusion_is_that_of_the_edit(sd1):
     assert execute(sd1, InvertCycleDiffusion, eta=0.4).args[0].recipe.eta == 0.4
     for eta in (0.0, 1.2):
-        with pytest.raises(PalimpsestError, match=f"above 0 and at most 1, got {eta}: try 0.1"):
+        with pytest.raises(PalimpsestError, match=rf"eta is {eta}, it must be .* from 0\.01 to 1:"):
             execute(sd1, InvertCycleDiffusion, eta=eta)
 
 
 @pytest.mark.parametrize("node", [InvertEditFriendly, InvertCycleDiffusion])
 def test_a_call_of_no_level_is_refused(sd1, node):
-    with pytest.raises(PalimpsestError, match="At least 1 level goes into a call, got 0"):
+    with pytest.raises(PalimpsestError, match=r"source_batch is 0, it must be .* from 1 to 256"):
         execute(sd1, node, source_batch=0)
 
 

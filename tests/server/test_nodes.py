@@ -9,7 +9,7 @@ import pytest
 NODES = Path(palimpsest.__file__).parent / "nodes"
 IDS = sorted(
     name
-    for path in NODES.glob("*.py")
+    for path in NODES.rglob("*.py")
     for name in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))
 )
 
