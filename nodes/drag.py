@@ -9,6 +9,7 @@ from ..hosts.comfy.edits.copy_paste import paste_on_latent
 from ..hosts.comfy.edits.drag import Drag, DragPath, DragRequest, start_drag
 from ..hosts.comfy.files.pictures import save_picture
 from ..hosts.comfy.graph import show_in_node
+from ..hosts.comfy.latents import samples_of
 from ..hosts.comfy.schedules import part_of_schedule
 from ..hosts.drawing.sheet import as_picture
 from ..pipelines.copy_paste import Brush
@@ -95,7 +96,7 @@ class CopyPaste(io.ComfyNode):
         cls, model, latent, sigmas, points, radius, alpha, beta, seed, region=None
     ) -> io.NodeOutput:
         pasted = paste_on_latent(
-            latent["samples"],
+            samples_of(model, latent),
             points,
             model,
             sigmas,

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..hosts.comfy.edits.sdedit import SDEditRequest, paint_anew
+from ..hosts.comfy.latents import samples_of
 from ..hosts.comfy.refusals import refuse_noise_mask
 from ..hosts.comfy.schedules import schedule
 from .inputs import (
@@ -85,7 +86,7 @@ class Inpaint(io.ComfyNode):
                 model,
                 positive,
                 negative,
-                samples=latent["samples"],
+                samples=samples_of(model, latent),
                 levels=levels,
                 cfg=cfg,
                 seed=seed,

@@ -2,7 +2,9 @@
 
 from comfy_api.latest import io
 
+from ..hosts.comfy.cells import cell_size
 from ..hosts.comfy.edits.cycle_sde import CycleRequest, Draws, cycle_sde, diffedit
+from ..hosts.comfy.latents import samples_of
 from ..hosts.comfy.refusals import refuse_noise_mask
 from ..hosts.comfy.schedules import part_of_schedule
 from .inputs import (
@@ -19,8 +21,6 @@ from .inputs import (
 from .wires import Trajectory
 
 CATEGORY = "palimpsest/sde"
-#: Pixels per latent cell of every model that the pack takes; a MASK of another size is rescaled.
-CELL = 8
 
 
 def _prompts() -> list[io.Input]:
@@ -88,7 +88,7 @@ class CycleSDE(io.ComfyNode):
         trajectory=None,
         mask=None,
     ) -> io.NodeOutput:
-        picture = _picture(latent, trajectory)
+        picture = _picture(model, latent, trajectory)
         edited, chain, spent = cycle_sde(
             CycleRequest(
                 model,
@@ -199,7 +199,7 @@ class DiffEdit(io.ComfyNode):
                 source,
                 target,
                 negative,
-                samples=_picture(latent, None, "DiffEdit"),
+                samples=_picture(model, latent, None, "DiffEdit"),
                 levels=part_of_schedule(model, scheduler, steps, t0),
                 cfg=cfg,
                 eta=PROCESSES[process],
@@ -211,16 +211,17 @@ class DiffEdit(io.ComfyNode):
             Draws(mask_draws, mask_ratio, mask_strength),
         )
         share = f"\nmask: {float(found.mean()):.0%} of the picture"
-        pixels = found.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)
+        cell = cell_size(model)
+        pixels = found.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
         return io.NodeOutput({"samples": edited}, pixels, chain, ui=told(spent, chain.steps, share))
 
 
-def _picture(latent, trajectory, node="Cycle-SDE"):
+def _picture(model, latent, trajectory, node="Cycle-SDE"):
     """The samples of a LATENT, unless a trajectory stands for them."""
     if latent is None or trajectory is not None:
         return None
     refuse_noise_mask(latent, node)
-    return latent["samples"]
+    return samples_of(model, latent)
 
 
 NODES = [CycleSDE, DiffEdit]

@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..hosts.comfy.cost import Spent
 from ..hosts.comfy.edits.sdedit import UNITS, SDEditRequest, Strength, levels_of, noised, paint_anew
+from ..hosts.comfy.latents import decode_pictures, samples_of
 from ..hosts.comfy.refusals import refuse_noise_mask
 from ..hosts.drawing.sheet import Sheet, draw_sheet
 from ..pipelines.errors import PalimpsestError
@@ -156,7 +157,7 @@ class SDEdit(io.ComfyNode):
                 model,
                 positive,
                 negative,
-                samples=latent["samples"],
+                samples=samples_of(model, latent),
                 levels=levels,
                 cfg=cfg,
                 seed=seed,
@@ -238,7 +239,7 @@ class SDEditSweep(io.ComfyNode):
                     model,
                     positive,
                     negative,
-                    samples=latent["samples"][:1],
+                    samples=samples_of(model, latent)[:1],
                     levels=levels,
                     cfg=cfg,
                     seed=seed + row,
@@ -247,7 +248,7 @@ class SDEditSweep(io.ComfyNode):
                     feature="SDEdit Sweep",
                 )
             )
-            pictures.append(vae.decode(painted)[0])
+            pictures.append(decode_pictures(vae, painted)[0])
             spent = Spent(spent.rows + cost.rows, spent.seconds + cost.seconds)
         images = torch.stack(pictures)
         sigmas = [sigma for _, sigma in schedules]

@@ -10,6 +10,8 @@ from ..hosts.comfy.files.trajectories import (
     trajectory_from_latents,
     trajectory_path,
 )
+from ..hosts.comfy.latents import decode_pictures, samples_of
+from ..hosts.comfy.refusals import check_has_picture
 from ..pipelines.errors import PalimpsestError
 from .wires import Trajectory
 
@@ -46,7 +48,8 @@ class PreviewTrajectory(io.ComfyNode):
     @classmethod
     def execute(cls, trajectory, vae, frames) -> io.NodeOutput:
         _, guesses = trajectory.clean_estimates(frames)
-        pictures = [vae.decode(trajectory.in_host_scale(guess)) for guess in guesses]
+        check_has_picture(trajectory.origin, "Preview Trajectory")
+        pictures = [decode_pictures(vae, trajectory.in_host_scale(guess)) for guess in guesses]
         strip = torch.cat(pictures, dim=2)
         return io.NodeOutput(strip, ui=ui.PreviewImage(strip, cls=cls))
 
@@ -101,7 +104,7 @@ class LatentsToTrajectory(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latents, sigmas) -> io.NodeOutput:
-        return io.NodeOutput(trajectory_from_latents(model, latents["samples"], sigmas))
+        return io.NodeOutput(trajectory_from_latents(model, samples_of(model, latents), sigmas))
 
 
 class SaveTrajectory(io.ComfyNode):

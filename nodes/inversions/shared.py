@@ -12,6 +12,7 @@ from ...hosts.comfy.cost import Spent
 from ...hosts.comfy.guidance import Conditioning
 from ...hosts.comfy.inversions.noise import noise_of_trajectory
 from ...hosts.comfy.inversions.picture import Picture
+from ...hosts.comfy.latents import samples_of
 from ...hosts.comfy.refusals import refuse_noise_mask
 from ...hosts.comfy.schedules import schedule
 from ...pipelines.errors import PalimpsestError
@@ -153,7 +154,7 @@ def picture_of(
         model,
         positive,
         positive if negative is None else negative,
-        latent["samples"],
+        samples_of(model, latent),
         schedule(model, scheduler, steps, strength) if sigmas is None else sigmas,
         cfg,
         feature,
