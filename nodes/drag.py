@@ -13,6 +13,7 @@ from ..hosts.comfy.edits.copy_paste import paste_on_latent
 from ..hosts.comfy.edits.drag import Drag, DragPath, DragRequest, start_drag
 from ..hosts.comfy.files.pictures import save_picture
 from ..hosts.comfy.graph import show_in_node
+from ..hosts.comfy.latents import samples_of
 from ..hosts.drawing.sheet import as_picture
 from ..pipelines.copy_paste import Brush
 from ..pipelines.points import DragPoints
@@ -115,7 +116,7 @@ class CopyPaste(Node):
         **brush: Any,
     ) -> io.NodeOutput:
         pasted = paste_on_latent(
-            latent["samples"],
+            samples_of(model, latent),
             points,
             model,
             sigmas,

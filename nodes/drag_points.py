@@ -22,7 +22,8 @@ RADIUS = io.Int.Input(
     default=5,
     min=1,
     max=128,
-    tooltip="How much moves along with a point, in latent cells of 8 pixels.",
+    tooltip="How much moves along with a point, in latent cells: 8 pixels of most models, 16 of "
+    "Flux.2.",
 )
 MASK = io.Mask.Input(
     "mask",

@@ -6,6 +6,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..hosts.comfy.edits.sdedit import SDEditRequest, paint_anew
+from ..hosts.comfy.latents import samples_of
 from ..hosts.comfy.refusals import refuse_noise_mask
 from ..hosts.comfy.schedules import schedule
 from .border import Node
@@ -86,7 +87,7 @@ class Inpaint(Node):
         request = SDEditRequest(
             model,
             **asked,
-            samples=latent["samples"],
+            samples=samples_of(model, latent),
             levels=schedule(model, scheduler, steps, strength),
             eta=PROCESSES[process],
             order=int(order),

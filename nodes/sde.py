@@ -6,7 +6,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..hosts.comfy.cells import cell_size
 from ..hosts.comfy.edits.cycle_sde import CycleRequest, Draws, cycle_sde, diffedit
+from ..hosts.comfy.latents import samples_of
 from ..hosts.comfy.refusals import refuse_noise_mask
 from ..pipelines.trajectory import Trajectory as Chain
 from .border import Node
@@ -25,8 +27,6 @@ from .inputs import (
 from .wires import Trajectory
 
 CATEGORY = "palimpsest/sde"
-#: Pixels per latent cell of every model that the pack takes; a MASK of another size is rescaled.
-CELL = 8
 
 
 def _prompts() -> list[io.Input]:
@@ -89,7 +89,7 @@ class CycleSDE(Node):
         trajectory: Chain | None = None,
         **asked: Any,
     ) -> io.NodeOutput:
-        walk, picture = taken(Walk, asked), _picture(latent, trajectory)
+        walk, picture = taken(Walk, asked), _picture(model, latent, trajectory)
         request = CycleRequest(
             model,
             **asked,
@@ -186,7 +186,7 @@ class DiffEdit(Node):
         request = CycleRequest(
             model,
             **asked,
-            samples=_picture(latent, None, "DiffEdit"),
+            samples=_picture(model, latent, None, "DiffEdit"),
             levels=walk.levels(model),
             eta=PROCESSES[process],
             levels_at_once=source_batch,
@@ -194,18 +194,22 @@ class DiffEdit(Node):
         )
         edited, found, chain, spent = diffedit(request, draws)
         share = f"\nmask: {float(found.mean()):.0%} of the picture"
-        pixels = found.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)
+        cell = cell_size(model)
+        pixels = found.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
         return io.NodeOutput({"samples": edited}, pixels, chain, ui=told(spent, chain.steps, share))
 
 
 def _picture(
-    latent: dict[str, Any] | None, trajectory: Chain | None, node: str = "Cycle-SDE"
+    model: ModelPatcher,
+    latent: dict[str, Any] | None,
+    trajectory: Chain | None,
+    node: str = "Cycle-SDE",
 ) -> Tensor | None:
     """The samples of a LATENT, unless a trajectory stands for them."""
     if latent is None or trajectory is not None:
         return None
     refuse_noise_mask(latent, node)
-    return latent["samples"]
+    return samples_of(model, latent)
 
 
 NODES = [CycleSDE, DiffEdit]

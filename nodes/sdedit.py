@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..hosts.comfy.edits.sdedit import UNITS, SDEditRequest, Strength, levels_of, noised, paint_anew
+from ..hosts.comfy.latents import samples_of
 from ..hosts.comfy.refusals import refuse_noise_mask
 from .border import Node
 from .inputs import LATENT_OUT, cfg_input, scheduler_input, seed_input, taken, told
@@ -168,7 +169,7 @@ class SDEdit(Node):
     def run(cls, model: ModelPatcher, latent: dict[str, Any], **asked: Any) -> io.NodeOutput:
         refuse_noise_mask(latent, "SDEdit")
         levels, sigma = taken(Noising, asked).levels(model)
-        request = SDEditRequest(model, **asked, samples=latent["samples"], levels=levels)
+        request = SDEditRequest(model, **asked, samples=samples_of(model, latent), levels=levels)
         painted, spent = paint_anew(request)
         more = f"\nfrom sigma {sigma:.3g}"
         return io.NodeOutput({"samples": painted}, ui=told(spent, len(levels) - 1, more))

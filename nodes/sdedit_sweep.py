@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..hosts.comfy.cost import Spent
 from ..hosts.comfy.edits.sdedit import UNITS, SDEditRequest, paint_anew
+from ..hosts.comfy.latents import decode_pictures, samples_of
 from ..hosts.comfy.refusals import refuse_noise_mask
 from ..hosts.drawing.sheet import Sheet, draw_sheet
 from ..pipelines.errors import PalimpsestError
@@ -99,7 +100,12 @@ class SDEditSweep(Node):
         levels, sigmas = zip(*columns.levels(model), strict=True)
         rows = [seed + row for row in range(seeds)]
         first = SDEditRequest(
-            model, **asked, samples=latent["samples"][:1], levels=levels[0], seed=seed, feature=NAME
+            model,
+            **asked,
+            samples=samples_of(model, latent)[:1],
+            levels=levels[0],
+            seed=seed,
+            feature=NAME,
         )
         pictures, spent = _sweep(first, levels, rows, vae)
         sheet = _sheet(pictures, columns, sigmas, rows)
@@ -115,7 +121,7 @@ def _sweep(
     pictures, spent = [], Spent(0, 0.0)
     for seed, falling in product(seeds, levels):
         painted, cost = paint_anew(replace(request, levels=falling, seed=seed))
-        pictures.append(vae.decode(painted)[0])
+        pictures.append(decode_pictures(vae, painted)[0])
         spent = Spent(spent.rows + cost.rows, spent.seconds + cost.seconds)
     return torch.stack(pictures), spent
 

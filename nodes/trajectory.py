@@ -16,6 +16,8 @@ from ..hosts.comfy.files.trajectories import (
     trajectory_path,
     trajectory_place,
 )
+from ..hosts.comfy.latents import decode_pictures, samples_of
+from ..hosts.comfy.refusals import check_has_picture
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.trajectory import Trajectory as Chain
 from .border import Node
@@ -55,7 +57,8 @@ class PreviewTrajectory(Node):
     @classmethod
     def run(cls, trajectory: Chain, vae: VAE, frames: int) -> io.NodeOutput:
         _, guesses = trajectory.clean_estimates(frames)
-        pictures = [vae.decode(trajectory.in_host_scale(guess)) for guess in guesses]
+        check_has_picture(trajectory.origin, "Preview Trajectory")
+        pictures = [decode_pictures(vae, trajectory.in_host_scale(guess)) for guess in guesses]
         strip = torch.cat(pictures, dim=2)
         return io.NodeOutput(strip, ui=ui.PreviewImage(strip, cls=cls))
 
@@ -110,7 +113,7 @@ class LatentsToTrajectory(Node):
 
     @classmethod
     def run(cls, model: ModelPatcher, latents: dict[str, Any], sigmas: Tensor) -> io.NodeOutput:
-        return io.NodeOutput(trajectory_from_latents(model, latents["samples"], sigmas))
+        return io.NodeOutput(trajectory_from_latents(model, samples_of(model, latents), sigmas))
 
 
 FILENAME_PREFIX = io.String.Input(

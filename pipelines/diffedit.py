@@ -35,7 +35,7 @@ def edit_mask(
     Args:
         source: The model under the prompt of the picture as it is, guided.
         target: The model under the prompt of the edit, guided.
-        x0: [B, C, h, w] the picture.
+        x0: [B, C, ...] the picture, or the video with its frames.
         sigma: 0-d level to compare at; the published one is half of the timesteps.
         draw: Asked once a draw.
         draws: Noise draws to average over; 10 is published.
@@ -43,7 +43,7 @@ def edit_mask(
         draws_at_once: Draws per model call.
 
     Returns:
-        [B, 1, h, w] 1 where the edit may paint, 0 elsewhere.
+        [B, 1, ...] 1 where the edit may paint, 0 elsewhere.
 
     Raises:
         PalimpsestError: If there is no draw, the level or ratio is 0, or the prompts agree
@@ -65,7 +65,7 @@ def edit_mask(
         noisy = torch.cat([x0 + sigma.to(x0) * draw(x0) for _ in range(count)])
         difference = (target(noisy, sigma) - source(noisy, sigma)).abs()
         total += difference.unflatten(0, (count, -1)).sum(0).mean(1, keepdim=True)
-    mean = total.mean((1, 2, 3), keepdim=True)
+    mean = total.mean(tuple(range(1, total.ndim)), keepdim=True)
     if not bool((mean > 0).all()):
         raise PalimpsestError(
             "Source and target prompt say the same of this picture, so there is nothing to edit: "

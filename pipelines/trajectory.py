@@ -153,11 +153,12 @@ class Trajectory:
         return (falling if scale is None else falling / (scale + falling)).float()
 
     def in_host_scale(self, latents: Tensor) -> Tensor:
-        """Latents [..., C, h, w] of this chain in the scaling that the host's wires have."""
+        """Latents [..., B, C, ...] of this chain in the scaling that the host's wires have."""
         if not self.recipe.latent_slope:
             return latents
+        sides = [1] * (self.origin.ndim - 2)
         slope, offset = (
-            torch.tensor(numbers, dtype=latents.dtype, device=latents.device).view(-1, 1, 1)
+            torch.tensor(numbers, dtype=latents.dtype, device=latents.device).view(-1, *sides)
             for numbers in (self.recipe.latent_slope, self.recipe.latent_offset)
         )
         return latents * slope + offset

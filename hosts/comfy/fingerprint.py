@@ -100,9 +100,10 @@ def _feed(digest: Any, value: Any) -> bool:
 
 def describe(model: ModelPatcher, recipe: Recipe) -> Recipe:
     """A recipe that also says which model it was and how that model scales a LATENT."""
-    channels = model.get_model_object("latent_format").latent_channels
+    known = model.get_model_object("latent_format")
+    cell = (1, known.latent_channels, *[1] * known.latent_dimensions)
     zero, one = (
-        model.model.process_latent_out(torch.full((1, channels, 1, 1), value)).flatten().tolist()
+        model.model.process_latent_out(torch.full(cell, value)).flatten().tolist()
         for value in (0.0, 1.0)
     )
     return replace(

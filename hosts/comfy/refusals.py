@@ -7,6 +7,7 @@ import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.samplers
 import torch
+from comfy.latent_formats import LatentFormat
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -23,16 +24,52 @@ def check_samples(model: ModelPatcher, samples: Tensor) -> None:
     Raises:
         PalimpsestError: In one sentence.
     """
-    channels = model.get_model_object("latent_format").latent_channels
-    if samples.ndim != 4 or samples.shape[1] != channels:
+    if samples.is_nested:
         raise PalimpsestError(
-            f"The latent is {tuple(samples.shape)}, this model takes [batch, {channels}, height/8, "
-            "width/8]: encode the picture with this model's own VAE."
+            "The latent is one of pictures and sound together, of which an edit takes one: "
+            "separate them, edit the pictures, and put them together again."
+        )
+    known = model.get_model_object("latent_format")
+    if samples.ndim != known.latent_dimensions + 2 or samples.shape[1] != known.latent_channels:
+        raise PalimpsestError(
+            f"The latent is {tuple(samples.shape)}, this model takes {_wanted_shape(known)}: "
+            "encode the picture with this model's own VAE."
+        )
+    if not samples.numel():
+        raise PalimpsestError(
+            f"The latent is {tuple(samples.shape)}, which is no picture at all: connect one of at "
+            "least one picture."
         )
     if not bool(torch.isfinite(samples).all()):
         raise PalimpsestError(
             "The latent holds NaN: the VAE overflowed or an earlier node failed; "
             "encode the picture again, with the VAE in float32 or bfloat16."
+        )
+
+
+def _wanted_shape(known: LatentFormat) -> str:
+    """The shape of a model's latents, in words."""
+    cell, dimensions = known.spacial_downscale_ratio, known.latent_dimensions
+    part = f"/{cell}" if cell > 1 else ""
+    sides = ["length"] if dimensions == 1 else [f"height{part}", f"width{part}"]
+    frames = ["frames"] if dimensions == 3 else []
+    return f"[{', '.join(['batch', str(known.latent_channels), *frames, *sides])}]"
+
+
+def check_has_picture(samples: Tensor, feature: str) -> None:
+    """Refuse a LATENT without height and width, such as one of sound.
+
+    Args:
+        samples: [B, C, ...].
+        feature: What needs them, for messages.
+
+    Raises:
+        PalimpsestError: Naming the feature.
+    """
+    if samples.ndim not in (4, 5):
+        raise PalimpsestError(
+            f"{feature} needs a picture, the latent is {tuple(samples.shape)}, which has no height "
+            "and width: connect the latent of a picture or a video."
         )
 
 

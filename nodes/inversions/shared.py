@@ -12,6 +12,7 @@ from ...hosts.comfy.guidance import Conditioning
 from ...hosts.comfy.inversions.noise import noise_of_trajectory
 from ...hosts.comfy.inversions.noise_space import invert_noise
 from ...hosts.comfy.inversions.picture import Picture
+from ...hosts.comfy.latents import samples_of
 from ...hosts.comfy.refusals import refuse_noise_mask
 from ...hosts.comfy.schedules import schedule
 from ...pipelines.errors import PalimpsestError
@@ -177,7 +178,7 @@ class Asked:
         refuse_noise_mask(self.latent, "Edit")
         negative = self.positive if self.negative is None else self.negative
         levels = self.levels() if levels is None else levels
-        samples = self.latent["samples"]
+        samples = samples_of(self.model, self.latent)
         return Picture(self.model, self.positive, negative, samples, levels, cfg, feature)
 
 

@@ -193,7 +193,7 @@ def randomise(module, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim == 4:
+        if parameter.ndim >= 4:
             new = noise / parameter[0].numel() ** 0.5
         elif parameter.ndim == 2:
             new = 0.15 * noise

@@ -13,6 +13,8 @@ from torch.nn.functional import interpolate
 
 from ....pipelines.errors import PalimpsestError
 from ...drawing.sheet import Sheet, draw_sheet
+from ..latents import decode_pictures
+from ..masks import mask_pictures
 
 #: Pixels at most of a side of a picture on the sheet; numbers are of the whole picture.
 SHOWN = 512
@@ -180,12 +182,13 @@ def _decoded(request: CompareRequest, samples: Tensor, role: str) -> Tensor:
     """
     if len(samples) != 1:
         _picture(samples, role)
-    picture = _picture(_still(request.vae.decode(samples)), role)
+    picture = _picture(decode_pictures(request.vae, samples), role)
     wanted = request.source.shape[1:3]
     if picture.shape[:2] != wanted:
         raise PalimpsestError(
             f"The {role} is {_size(picture)} pixels, the source {_size(request.source[0])}: "
-            "connect the picture that was encoded; VAEs crop sides that are no multiple of 8."
+            "connect the picture that was encoded; VAEs crop sides that are no multiple of 8 "
+            "(Flux.2: of 16)."
         )
     return picture
 
@@ -199,7 +202,7 @@ def _outside(request: CompareRequest) -> Tensor:
     size = request.source.shape[1:3]
     if request.mask is None:
         return torch.ones(size, dtype=torch.bool)
-    mask = request.mask.cpu()
+    mask = mask_pictures(request.mask).cpu()
     if len(mask) != 1 or mask.shape[1:] != size:
         raise PalimpsestError(
             f"The mask is {len(mask)} x {_size(mask[0])} pixels, the source "
@@ -215,13 +218,8 @@ def _outside(request: CompareRequest) -> Tensor:
 
 def _psnr_of_vae(request: CompareRequest) -> float:
     """PSNR of the source, encoded and decoded."""
-    again = _still(request.vae.decode(request.vae.encode(request.source[..., :3])))
+    again = decode_pictures(request.vae, request.vae.encode(request.source[..., :3]))
     return psnr(_picture(again, "source"), _picture(request.source, "source"))
-
-
-def _still(images: Tensor) -> Tensor:
-    """Decoded [..., H, W, C] as an IMAGE: the VAEs of video models put frames in between."""
-    return images.reshape(-1, *images.shape[-3:])
 
 
 def _size(picture: Tensor) -> str:

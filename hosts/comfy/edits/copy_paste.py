@@ -11,14 +11,15 @@ from ....pipelines.drag import cells_of
 from ....pipelines.errors import PalimpsestError
 from ....pipelines.noise import seeded
 from ....pipelines.points import DragPoints
+from ..cells import cell_size
 from ..coordinates import space_of
-from ..masks import latent_mask
-from ..refusals import check_samples
+from ..masks import check_mask_fits, latent_mask, mask_pictures
+from ..refusals import check_has_picture, check_samples
 
 
 def _check_picture(points: DragPoints, model: ModelPatcher, samples: Tensor) -> None:
     """Refuse points that were set on a picture of another size than the latent's."""
-    cell = model.get_model_object("latent_format").spacial_downscale_ratio
+    cell = cell_size(model)
     height, width = samples.shape[-2:]
     if tuple(n // cell for n in points.size) != (width, height):
         raise PalimpsestError(
@@ -28,26 +29,27 @@ def _check_picture(points: DragPoints, model: ModelPatcher, samples: Tensor) -> 
         )
 
 
-def encoded_part(mask: Tensor, points: DragPoints, samples: Tensor) -> Tensor:
-    """What a VAE takes of a MASK [b, H, W] of the picture: the middle, in whole cells."""
-    width, height = points.size
-    if mask.shape[-2:] != (height, width):
-        return mask
-    rows, columns = samples.shape[-2:]
-    cell = max(1, width // columns)
-    top, left = (height - rows * cell) // 2, (width - columns * cell) // 2
-    return mask[:, top : top + rows * cell, left : left + columns * cell]
+def latent_cells(
+    points: DragPoints, model: ModelPatcher, samples: Tensor
+) -> list[tuple[Cell, Cell]]:
+    """Pairs in the cells of a latent [B, C, ..., h, w] that was encoded from their picture."""
+    return cells_of(points, cell_size(model), (samples.shape[-1], samples.shape[-2]))
 
 
-def latent_cells(points: DragPoints, samples: Tensor) -> list[tuple[Cell, Cell]]:
-    """Pairs in the cells of a latent [B, C, h, w] that was encoded from their picture."""
-    cell = max(1, points.size[0] // samples.shape[-1])
-    return cells_of(points, cell, (samples.shape[-1], samples.shape[-2]))
+def regions_of(
+    region: Tensor, pairs: Sequence[tuple[Cell, Cell]], model: ModelPatcher, samples: Tensor
+) -> Regions:
+    """What moves with every pair: the part of a MASK that hangs together under its handle.
 
+    It is that of the first picture, and moves alike in all of them.
 
-def regions_of(region: Tensor, pairs: Sequence[tuple[Cell, Cell]], samples: Tensor) -> Regions:
-    """What moves with every pair: the part of a MASK that hangs together under its handle."""
-    cells = (latent_mask(region[:1], samples)[0, 0] >= 0.5).cpu()
+    Raises:
+        PalimpsestError: If it is no mask, or black under a handle.
+    """
+    first = mask_pictures(region)[:1]
+    check_mask_fits(first, model, samples, 1)
+    cells = latent_mask(first, model, samples)[0, 0] >= 0.5
+    cells = cells.reshape(samples.shape[-2:]).cpu()
     handles = tuple(handle for handle, _ in pairs)
     return Regions(tuple(connected(cells, handle) for handle in handles), handles)
 
@@ -65,7 +67,7 @@ def paste_on_latent(
     """Copy-Paste on a noisy LATENT, whole drags at once.
 
     Args:
-        samples: [B, C, h, w] LATENT samples with leftover noise.
+        samples: [B, C, ..., h, w] LATENT samples with leftover noise; frames are pasted alike.
         points: What moves where.
         model: Whose latent it is.
         levels: [k+1] core's SIGMAS that will finish it; the first is its noise level.
@@ -77,6 +79,7 @@ def paste_on_latent(
         LATENT samples; cells that nothing was copied from or to keep their bits.
     """
     check_samples(model, samples)
+    check_has_picture(samples, "Copy-Paste")
     space = space_of(model, "Copy-Paste")
     if not len(levels):
         raise PalimpsestError(
@@ -84,14 +87,13 @@ def paste_on_latent(
             "that will finish it, for example of SDEdit Noise."
         )
     _check_picture(points, model, samples)
-    pairs = latent_cells(points, samples)
+    pairs = latent_cells(points, model, samples)
     moves = [Move(i, *pair) for i, pair in enumerate(pairs)]
     sigma = float(space.sigma(levels[0].double()))
     x = model.model.process_latent_in(samples.float())
     regions = None
     if region is not None:
-        part = encoded_part(region, points, samples)
-        regions = regions_of(part, pairs, samples).at(moves)
+        regions = regions_of(region, pairs, model, samples).at(moves)
     pasted = copy_paste(x, moves, sigma, brush=brush, draw=seeded(seed), regions=regions)
     out = model.model.process_latent_out(pasted)
     return torch.where(pasted == x, samples.float(), out)

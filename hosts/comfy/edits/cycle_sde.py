@@ -23,8 +23,8 @@ from ..coordinates import Space, host_levels, rising_sigmas, space_of
 from ..cost import Spent, timed
 from ..fingerprint import conditioning_key, describe, guided_key
 from ..guidance import BranchGuider, Conditioning
-from ..masks import check_mask_count, latent_mask
-from ..refusals import check_samples, check_trajectory
+from ..masks import check_mask_fits, latent_mask
+from ..refusals import check_has_picture, check_samples, check_trajectory
 from ..schedules import sigma_of_part
 from ..session import Session
 
@@ -97,7 +97,7 @@ class CycleRequest:
         else:
             check_samples(self.model, self.samples)
         if self.mask is not None:
-            check_mask_count(self.mask, len(self.origin))
+            check_mask_fits(self.mask, self.model, self.origin, len(self.origin))
         return space
 
     @property
@@ -145,9 +145,11 @@ def diffedit(request: CycleRequest, draws: Draws) -> tuple[Tensor, Tensor, Traje
     """Find where two prompts disagree about a picture, and edit there.
 
     Returns:
-        The edited LATENT samples, [B, h, w] the mask in latent cells, the chain, and the cost.
+        The edited LATENT samples, [B or B * frames, h, w] the mask in latent cells, the chain,
+        and the cost.
     """
     space = request.check()
+    check_has_picture(request.origin, "DiffEdit")
     sigmas = request.sigmas(space)
     steps = len(sigmas) - 1
     level = sigma_of_part(request.model, space, draws.strength)
@@ -168,7 +170,7 @@ def diffedit(request: CycleRequest, draws: Draws) -> tuple[Tensor, Tensor, Traje
         allowed = walk.mask(request.mask)
         found = found if allowed is None else found * allowed
         latent, trajectory = walk.edit(found)
-        return latent, found[:, 0], trajectory
+        return latent, found[:, 0].flatten(0, -3), trajectory
 
     (latent, found, trajectory), spent = _run(request, space, sigmas, algorithm)
     return latent, found.to(latent.device), _kept(request, trajectory, spent), spent
@@ -184,9 +186,9 @@ class _Walk:
     steps: int
 
     def mask(self, mask: Tensor | None) -> Tensor | None:
-        """[b, 1, h, w] on the model's device."""
+        """In the latent's cells, on the model's device."""
         x0 = self.session.x0
-        return None if mask is None else latent_mask(mask, x0).to(x0)
+        return None if mask is None else latent_mask(mask, self.request.model, x0).to(x0)
 
     def edit(self, mask: Tensor | None) -> tuple[Tensor, Trajectory]:
         """Record the chain if there is none, and walk back along it."""

@@ -17,15 +17,17 @@ from ....pipelines.cycle_sde import Recorder
 from ....pipelines.denoiser import constant, ramp
 from ....pipelines.drag import DragStep, check_mask, plan
 from ....pipelines.editing import Branches
+from ....pipelines.errors import PalimpsestError
 from ....pipelines.noise import seeded
 from ....pipelines.points import DragPoints
 from ..coordinates import Space, rising_sigmas, space_of
 from ..cost import Spent
 from ..guidance import BranchGuider, Conditioning
-from ..masks import check_mask_count, latent_mask
-from ..refusals import check_samples
+from ..latents import decode_pictures
+from ..masks import check_mask_fits, latent_mask
+from ..refusals import check_has_picture, check_samples
 from ..session import Session, run
-from .copy_paste import encoded_part, latent_cells, regions_of
+from .copy_paste import latent_cells, regions_of
 
 #: Called with (steps done, steps in all, and after a drag step its pictures [B, H, W, 3]).
 Tell = Callable[[int, int, Tensor | None], None]
@@ -107,17 +109,23 @@ def start_drag(request: DragRequest) -> tuple[DragPath, Drag]:
     points = request.points.on_picture(width, height)
     samples = request.vae.encode(request.image[..., :3])
     check_samples(request.model, samples)
-    pairs = latent_cells(points, samples)
+    check_has_picture(samples, "SDE-Drag")
+    pairs = latent_cells(points, request.model, samples)
     moves = plan(pairs, request.stride, early_stop=request.early_stop)
     mask = None
     if request.mask is not None:
-        check_mask_count(request.mask, len(samples))
-        mask = latent_mask(encoded_part(request.mask, points, samples), samples)
+        check_mask_fits(request.mask, request.model, samples, len(samples))
+        mask = latent_mask(request.mask, request.model, samples)
         check_mask(mask, pairs)
     regions = None
     if request.region is not None:
-        regions = regions_of(encoded_part(request.region, points, samples), pairs, samples)
-    first = request.vae.decode(samples)
+        regions = regions_of(request.region, pairs, request.model, samples)
+    first = decode_pictures(request.vae, samples)
+    if len(first) != len(request.image):
+        raise PalimpsestError(
+            f"The image holds {len(request.image)} pictures, of which the VAE keeps {len(first)}: "
+            "it takes them for a video; connect one picture, or as many frames as it keeps."
+        )
     whole = Drag(request, space, samples, moves, mask, regions)
     whole.try_copy()
     return DragPath(len(moves), [first], samples), whole
@@ -182,7 +190,7 @@ class Drag:
                 callback=lambda step, *_, done=i * per_drag: tell(done + step + 1, total, None),
             )
             path.rows += rows
-            path.pictures.append(request.vae.decode(path.latent))
+            path.pictures.append(decode_pictures(request.vae, path.latent))
             path.seconds = time.perf_counter() - began
             tell((i + 1) * per_drag, total, path.pictures[-1])
 

@@ -26,7 +26,7 @@ from ..cost import Spent, timed
 from ..fingerprint import features_key, guided_key
 from ..guidance import BranchGuider, Conditioning, Conds
 from ..inversions.proximal import check_proximal
-from ..masks import check_mask_count, latent_mask
+from ..masks import check_mask_fits, latent_mask
 from ..refusals import check_owner, check_trajectory
 from ..session import Session
 from ..value_patch import with_values
@@ -97,7 +97,8 @@ class EditRequest:
                 "picture with many prompts, or give as many prompts as pictures."
             )
         if self.mask is not None:
-            check_mask_count(self.mask, max(prompts, pictures))
+            origin = self.trajectory.origin
+            check_mask_fits(self.mask, self.model, origin, max(prompts, pictures))
 
     @property
     def prompts(self) -> int:
@@ -123,7 +124,7 @@ class EditRequest:
         """The edit on the model's device."""
         device, mask = session.x0.device, None
         if self.mask is not None:
-            mask = latent_mask(self.mask, self.trajectory.origin).to(device)
+            mask = latent_mask(self.mask, self.model, self.trajectory.origin).to(device)
         return edit_along(
             self.trajectory.to(device),
             Lent(self, session),

@@ -14,7 +14,8 @@ from ....pipelines.sdedit import sdedit, sigma_of_t0_ve, sigma_of_t0_vp
 from ..coordinates import Space, host_levels, rising_sigmas, space_of
 from ..cost import Spent, timed
 from ..guidance import BranchGuider, Conditioning
-from ..masks import check_mask_count, latent_mask
+from ..latents import samples_of
+from ..masks import check_mask_fits, latent_mask
 from ..refusals import check_samples
 from ..schedules import schedule
 from ..session import Session
@@ -114,10 +115,13 @@ def noised(
         seed: Of the noise, where none is given.
         noise: A NOISE of core's.
     """
-    samples = latent["samples"]
+    samples = samples_of(model, latent)
     check_samples(model, samples)
     x0 = model.model.process_latent_in(samples.float())
-    drawn = seeded(seed)(x0) if noise is None else noise.generate_noise(latent).to(x0)
+    if noise is None:
+        drawn = seeded(seed)(x0)
+    else:
+        drawn = noise.generate_noise({**latent, "samples": samples}).to(x0)
     if drawn.shape != x0.shape:
         raise PalimpsestError(
             f"The noise is {tuple(drawn.shape)}, the latent {tuple(x0.shape)}: connect noise of "
@@ -170,7 +174,8 @@ def paint_anew(request: SDEditRequest) -> tuple[Tensor, Spent]:
     space = space_of(request.model, request.feature)
     check_samples(request.model, request.samples)
     if request.mask is not None:
-        check_mask_count(request.mask, len(request.samples))
+        samples = request.samples
+        check_mask_fits(request.mask, request.model, samples, len(samples))
     guider = BranchGuider(request.model)
     guider.set_conds(request.positive, request.negative)
     guider.set_source(request.positive, request.negative)
@@ -184,7 +189,7 @@ def paint_anew(request: SDEditRequest) -> tuple[Tensor, Spent]:
             sigmas,
             session.denoiser(session.target),
             draw=draw,
-            mask=None if mask is None else latent_mask(mask, x0).to(x0),
+            mask=None if mask is None else latent_mask(mask, request.model, x0).to(x0),
             eta=request.eta,
             order=request.order,
             repeats=request.repeats,
