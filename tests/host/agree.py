@@ -16,6 +16,17 @@ from palimpsest.pipelines.denoiser import RowCount
 
 SOURCE, TARGET = "a red heart on grass", "a blue heart on grass"
 
+#: What hosts may differ by under `in_float64`. Rounding grows a hundredfold in the tiny networks
+#: and their slopes (measured: float32 against float64), so to 2e-14; 1e-13 was seen, and a single
+#: cast to float32 gives 5e-8.
+FLOAT64 = 1e-10
+
+
+def in_float64(network, monkeypatch):
+    """Have a network of ComfyUI compute in float64, and neither host cut to float32 around it."""
+    network.double().dtype = torch.float64
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
 
 @dataclass(frozen=True, eq=False)
 class Setting:

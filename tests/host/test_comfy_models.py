@@ -13,7 +13,7 @@ from comfy.cli_args import args
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.loading.unet import load_unet
-from palimpsest.tests.host import tiny
+from palimpsest.tests.host import agree, tiny
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -60,27 +60,34 @@ def comfy_unet(model, x, t, context, pooled):
     return model.model.diffusion_model(x, t, context=context, y=y)
 
 
-def diffusers_unet(folder):
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet").eval()
+def open_unet(folder):
+    return UNet2DConditionModel.from_pretrained(folder / "unet").eval()
 
-    def predict(x, t, context, pooled):
-        added = None
-        if pooled is not None:
-            sizes = torch.tensor([[128, 64, 0, 0, 128, 64]] * len(x)).float()
-            added = {"text_embeds": pooled, "time_ids": sizes}
-        return unet(x, t, encoder_hidden_states=context, added_cond_kwargs=added).sample
 
-    return predict
+def diffusers_unet(unet, x, t, context, pooled):
+    added = None
+    if pooled is not None:
+        sizes = torch.tensor([[128, 64, 0, 0, 128, 64]] * len(x)).float()
+        added = {"text_embeds": pooled, "time_ids": sizes}
+    return unet(x, t, encoder_hidden_states=context, added_cond_kwargs=added).sample
 
 
 # --- networks
 
 
+def both_in_float64(folder, inputs, monkeypatch):
+    """ComfyUI's MODEL, and what it and diffusers' network predict, free of float32's rounding."""
+    model, theirs = load_unet(folder), open_unet(folder)
+    agree.in_float64(model.model.diffusion_model, monkeypatch)
+    inputs = [part if part is None else part.double() for part in inputs]
+    return model, comfy_unet(model, *inputs), diffusers_unet(theirs.double(), *inputs)
+
+
 @pytest.mark.parametrize("size", [16, 24])
-def test_the_unet_predicts_what_diffusers_predicts(folder, size):
-    inputs = unet_inputs(folder, size)
-    truth = diffusers_unet(folder)(*inputs)
-    assert relative_error(comfy_unet(load_unet(folder), *inputs), truth) < 1e-5
+def test_the_unet_predicts_what_diffusers_predicts(folder, size, monkeypatch):
+    _, ours, theirs = both_in_float64(folder, unet_inputs(folder, size), monkeypatch)
+    assert ours.dtype == theirs.dtype == torch.float64
+    assert relative_error(ours, theirs) < agree.FLOAT64
 
 
 VARIANTS = {
@@ -98,16 +105,14 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_variations_of_the_unet_are_known(sd1_folder, tmp_path, variant):
+def test_variations_of_the_unet_are_known(sd1_folder, tmp_path, variant, monkeypatch):
     folder = shutil.copytree(sd1_folder, tmp_path / "variant")
     config = dict(UNet2DConditionModel.load_config(folder / "unet"))
     tiny.randomise(UNet2DConditionModel.from_config(config | variant)).save_pretrained(
         folder / "unet"
     )
-    inputs = unet_inputs(folder)
-    truth = diffusers_unet(folder)(*inputs)
-    model = load_unet(folder)
-    assert relative_error(comfy_unet(model, *inputs), truth) < 1e-5
+    model, ours, theirs = both_in_float64(folder, unet_inputs(folder), monkeypatch)
+    assert relative_error(ours, theirs) < agree.FLOAT64
     assert bool(model.model.concat_keys) == (variant.get("in_channels") == 9)
 
 
@@ -203,7 +208,7 @@ def test_a_v_model_denoises_as_its_scheduler_would(sd2_folder):
     t = torch.tensor([400, 400])
     scheduler = DDIMScheduler.from_pretrained(sd2_folder / "scheduler")
     scheduler.set_timesteps(1000)
-    v = diffusers_unet(sd2_folder)(x, t, context, None)
+    v = diffusers_unet(open_unet(sd2_folder), x, t, context, None)
     truth = scheduler.step(v, 400, x).pred_original_sample
     sigma = model.model.model_sampling.sigmas[t]
     scale = (1 + sigma**2).sqrt().reshape(2, 1, 1, 1)
@@ -246,7 +251,7 @@ def test_a_lora_file_is_added_to_the_weights_it_names(sd1_folder, tmp_path):
     weights[f"{theirs}.weight"] += 0.5 * noise(64, 2) @ noise(2, 32, seed=2)
     save_file(weights, path, metadata={"format": "pt"})
     inputs = unet_inputs(sd1_folder)
-    truth = diffusers_unet(patched)(*inputs)
+    truth = diffusers_unet(open_unet(patched), *inputs)
     comfy.model_management.load_models_gpu([model])
     assert relative_error(comfy_unet(model, *inputs), truth) < 1e-5
     comfy.model_management.load_models_gpu([loaded.model])

@@ -45,9 +45,6 @@ FLOAT32 = 2e-5
 LEARNED, MAPPED = 1e-3, 1e-2
 #: The same in a batch, whose sums run in yet another order (1.3e-3 seen with one thread).
 IN_BATCH = 5e-3
-#: Slopes are compared in float64. Rounding grows a hundredfold in these networks (measured: float32
-#: against float64), so to 2e-14; 1e-13 was seen, and one cast to float32 on the way gives 5e-8.
-FLOAT64 = 1e-10
 #: Core keeps levels in float32: at this one sqrt(1 + sigma^2), by which it divides, is exact there.
 LEVEL = torch.tensor(0.75, dtype=torch.float64)
 FAMILIES = ["sd1_folder", "sd2_folder", "sdxl_folder"]
@@ -199,13 +196,6 @@ def in_diffusers(folder, latent, sigmas, scale, fitting):
         return *headless(model.unet, x0, source, empty, rising, fitting, rows=rows), rows.rows
 
 
-def in_float64(ours, theirs, monkeypatch):
-    """Have both networks compute in float64, and core and the maps cut nothing to float32."""
-    ours.double().dtype = torch.float64
-    theirs.double()
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-
-
 def given(prompt, conditioning):
     """A prompt of diffusers with ComfyUI's embeddings: text encoders run in float32."""
     ((embedding, extras),) = conditioning
@@ -239,7 +229,8 @@ def test_both_hosts_have_the_same_slope_along_the_mapping(kind, request, monkeyp
         size = tuple(8 * n for n in picture.samples.shape[-2:])
         source = given(model.prompt(agree.SOURCE, size=size), picture.positive)
         empty = given(model.prompt("", size=size), picture.negative)
-        in_float64(loaded.model.model.diffusion_model, model.unet.unet, monkeypatch)
+        agree.in_float64(loaded.model.model.diffusion_model, monkeypatch)
+        model.unet.unet.double()
 
     def algorithm(session):
         with gradients(session, FEATURE) as learning:
@@ -251,8 +242,8 @@ def test_both_hosts_have_the_same_slope_along_the_mapping(kind, request, monkeyp
         theirs = headless_source(model.unet, source, empty, x.double(), Fitting(), RowCount())
         total, slope = slope_of(theirs, x, values, start)
     assert ours.dtype == slope.dtype == torch.float64
-    assert ours_total == pytest.approx(total, rel=FLOAT64)
-    assert relative(ours, slope) < FLOAT64
+    assert ours_total == pytest.approx(total, rel=agree.FLOAT64)
+    assert relative(ours, slope) < agree.FLOAT64
     assert float(slope.norm()) > 0.01
 
 
