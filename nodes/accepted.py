@@ -129,7 +129,7 @@ def described(value: Any) -> str:
         if not value.numel():
             return f"empty, of shape {shape}"
         return f"of shape {shape} and type {str(value.dtype).removeprefix('torch.')}"
-    if isinstance(value, dict) and isinstance(value.get("samples"), Tensor):
+    if isinstance(value, dict) and "samples" in value:
         return described(value["samples"])
     return f"a {type(value).__name__}"
 
@@ -237,7 +237,7 @@ WIRES: dict[str, Wire] = {
     Control.io_type: Wire(
         "a control from Prompt-to-Prompt",
         _is_a(BoundControl),
-        "a weight in its prompts is too large; mend the prompt",
+        "a weight in its prompts is no number or too large, such as (word:inf); mend the prompt",
     ),
     Points.io_type: Wire("points from Drag Points", _is_a(DragPoints)),
     Comparison.io_type: Wire("a comparison from Compare", _is_comparison),

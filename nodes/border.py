@@ -9,7 +9,16 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..pipelines.errors import PalimpsestError
-from .accepted import all_finite, check
+from .accepted import WIRES, all_finite, check
+from .wires import Control
+
+#: What is made of prompts alone.
+PROMPTED = (Control.io_type, io.Conditioning.io_type)
+#: The likely cause where a model ran, and what to do.
+OVERFLOW = (
+    "the model overflowed, as half precision does, or the guidance or a weight is too high; lower "
+    "cfg and weights, or run the model in bfloat16 or float32"
+)
 
 
 class Node(io.ComfyNode):
@@ -52,8 +61,8 @@ def _check_outputs(schema: io.Schema, made: io.NodeOutput) -> None:
     """Refuse to hand on what is not finite, as if it were a result."""
     for output, value in zip(schema.outputs, made.args, strict=False):
         if not all_finite(value):
+            cause = WIRES[output.io_type].broken if output.io_type in PROMPTED else OVERFLOW
             raise PalimpsestError(
                 f"{schema.display_name} made a {output.display_name} with NaN or infinity in it: "
-                "the model overflowed, as half precision does, or the guidance or a weight is too "
-                "high; lower cfg and weights, or run the model in bfloat16 or float32."
+                f"{cause}."
             )

@@ -18,10 +18,10 @@ from ..hosts.comfy.edits.sdedit import UNITS, SDEditRequest, paint_anew
 from ..hosts.comfy.latents import decode_pictures, samples_of
 from ..hosts.comfy.refusals import refuse_noise_mask
 from ..hosts.drawing.sheet import Sheet, draw_sheet
-from ..pipelines.errors import PalimpsestError
+from ..pipelines.errors import PalimpsestError, quoted
 from .border import Node
 from .inputs import scheduler_input, seed_input, taken
-from .sdedit import CATEGORY, FULL_MASK, Noising, painting_inputs, prompt_inputs
+from .sdedit import CATEGORY, FULL_MASK, STRENGTH, Noising, painting_inputs, prompt_inputs
 from .wires import report
 
 NAME = "SDEdit Sweep"
@@ -98,7 +98,7 @@ class SDEditSweep(Node):
         refuse_noise_mask(latent, NAME)
         columns = taken(Columns, asked)
         levels, sigmas = zip(*columns.levels(model), strict=True)
-        rows = [seed + row for row in range(seeds)]
+        rows = [(seed + row) % 2**64 for row in range(seeds)]  # the largest seed is 2^64 - 1
         first = SDEditRequest(
             model,
             **asked,
@@ -142,15 +142,19 @@ def _sheet(
 
 
 def numbers(text: str) -> list[float]:
-    """Numbers that are separated by commas."""
+    """Strengths that are separated by commas.
+
+    Raises:
+        PalimpsestError: If there is none, or one that SDEdit itself would not take.
+    """
     try:
         found = [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
         found = []
-    if not found:
+    if not found or not all(STRENGTH.min <= value <= STRENGTH.max for value in found):
         raise PalimpsestError(
-            f"The strengths must be numbers with commas between them, got {text!r}: write for "
-            "example 0.3, 0.5, 0.7."
+            f"The strengths must be numbers from {STRENGTH.min:g} to {STRENGTH.max:g} with commas "
+            f"between them, got {quoted(text)}: write for example 0.3, 0.5, 0.7."
         )
     return found
 

@@ -65,6 +65,11 @@ def edit_mask(
         noisy = torch.cat([x0 + sigma.to(x0) * draw(x0) for _ in range(count)])
         difference = (target(noisy, sigma) - source(noisy, sigma)).abs()
         total += difference.unflatten(0, (count, -1)).sum(0).mean(1, keepdim=True)
+    if not bool(torch.isfinite(total).all()):
+        raise PalimpsestError(
+            "The model left the finite numbers where the prompts were compared: use a lower cfg, "
+            "or load the model in bfloat16 or float32 (float16 overflows in some models)."
+        )
     mean = total.mean(tuple(range(1, total.ndim)), keepdim=True)
     if not bool((mean > 0).all()):
         raise PalimpsestError(

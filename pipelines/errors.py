@@ -23,6 +23,10 @@ def quoted(value: Any) -> str:
 class _Short(reprlib.Repr):
     """Python's own short form, which fails on numbers of more than 4300 digits."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlist = self.maxtuple = self.maxdict = self.maxstring = self.maxother = QUOTED
+
     def repr_int(self, x: int, level: int) -> str:
         digits = x.bit_length() * 1233 // 4096 + 1  # log10 of 2
         return repr(x) if digits <= 40 else f"an integer of {digits} digits"

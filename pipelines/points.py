@@ -1,14 +1,16 @@
 """Drag points: what shall move where, in pixels of a picture."""
 
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import PalimpsestError
+from .errors import QUOTED, PalimpsestError, quoted
 
 #: Raised when the meaning of stored points changes; older numbers stay readable for ever.
 VERSION = 1
+
+#: Pixels at most of a side of a picture, and of a point's distance from its corner.
+LONGEST_SIDE = 10**6
 
 #: (x, y) in pixels, from the upper left corner.
 Point = tuple[float, float]
@@ -68,18 +70,18 @@ def read_points(text: str) -> DragPoints:
     try:
         stored = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _malformed(f"no JSON ({error})") from error
+        raise _malformed(f"no JSON ({str(error)[:QUOTED]})") from error
     if not isinstance(stored, dict):
         raise _malformed("no object")
     version = stored.get("version")
     if version is True or version != VERSION:
         raise PalimpsestError(
-            f"The points are of version {version!r}, this version reads {VERSION}: "
+            f"The points are of version {quoted(version)}, this version reads {VERSION}: "
             "update ComfyUI-Palimpsest, or set the points anew."
         )
     size, pairs = stored.get("size"), stored.get("pairs")
     if not (isinstance(size, list) and len(size) == 2 and all(_is_length(n) for n in size)):
-        raise _malformed(f"size {size!r}, which must be the picture's width and height")
+        raise _malformed(f"size {quoted(size)}, which must be the picture's width and height")
     if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
         raise _malformed("pairs that are not [[x, y], [x, y]] in numbers")
     return DragPoints((size[0], size[1]), tuple(tuple((x, y) for x, y in pair) for pair in pairs))
@@ -91,7 +93,8 @@ def write_points(points: DragPoints) -> str:
 
 
 def _is_length(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and 0 < value <= LONGEST_SIDE
 
 
 def _is_pair(value: Any) -> bool:
@@ -103,7 +106,7 @@ def _is_point(value: Any) -> bool:
         isinstance(value, list)
         and len(value) == 2
         and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
-        and all(isinstance(v, int) or math.isfinite(v) for v in value)
+        and all(abs(v) <= LONGEST_SIDE for v in value)  # false for NaN too
     )
 
 

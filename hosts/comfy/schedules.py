@@ -9,6 +9,10 @@ from torch import Tensor
 from ...pipelines.errors import PalimpsestError
 from .coordinates import Space
 
+#: Levels at most of a schedule whose end is walked: core takes half a minute for millions of them,
+#: and cannot be cancelled meanwhile. Every strength of 0.01 and above has fewer at 1000 steps.
+LARGEST_SCHEDULE = 100_000
+
 
 def part_of_schedule(model: ModelPatcher, scheduler: str, steps: int, t0: float) -> Tensor:
     """The last `t0` of a schedule's falling levels, as the SDE papers count.
@@ -68,6 +72,12 @@ def schedule(model: ModelPatcher, scheduler: str, steps: int, strength: float) -
         )
     if not 0 < strength <= 1:
         raise PalimpsestError(f"Strength must be above 0 and at most 1, got {strength}.")
+    if steps > strength * LARGEST_SCHEDULE:
+        raise PalimpsestError(
+            f"{steps} steps at strength {strength:.3g} are the end of a schedule of more than "
+            f"{LARGEST_SCHEDULE} levels: raise the strength to {steps / LARGEST_SCHEDULE:.2g} or "
+            "more, or use fewer steps."
+        )
     whole = comfy.samplers.calculate_sigmas(sampling, scheduler, int(steps / strength)).cpu()
     sigmas = whole if strength == 1 else whole[-(steps + 1) :]
     if not bool((sigmas.diff() < 0).all()):

@@ -24,12 +24,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import PalimpsestError
+from ..errors import PalimpsestError, quoted
 from ..schedule import Moment
 from .bank import QKV, Role, Site
 from .tokens import Alignment, PromptTokens, positions_of, refine_tokens, replace_words
 
 Mode = Literal["auto", "replace", "refine"]
+
+#: The published weights are -2 to 2; far above that a model's numbers overflow.
+LARGEST_WEIGHT = 100.0
 
 #: Self-attention is injected up to this many pixels, the published limit of 32 x 32.
 SELF_PIXELS = 32**2
@@ -186,7 +189,7 @@ def parse_weights(text: str) -> dict[str, float]:
     """Word weights from lines `word: factor`.
 
     Raises:
-        PalimpsestError: If a line has no colon, no word or no number.
+        PalimpsestError: If a line has no colon, no word or no number from -100 to 100.
     """
     weights = {}
     for line in text.splitlines():
@@ -197,10 +200,11 @@ def parse_weights(text: str) -> dict[str, float]:
             value = float(factor)
         except ValueError:
             value = math.nan
-        if not word.strip() or not math.isfinite(value):
+        if not word.strip() or not abs(value) <= LARGEST_WEIGHT:
             raise PalimpsestError(
-                f"The word weights have the line {line.strip()!r}, a line must be "
-                "`word: factor` with a number, for example `blue: 2`."
+                f"The word weights have the line {quoted(line.strip())}, a line must be "
+                f"`word: factor` with a number from -{LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}, for "
+                "example `blue: 2`."
             )
         weights[word.strip()] = value
     return weights

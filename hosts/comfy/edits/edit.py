@@ -227,6 +227,8 @@ def edit(request: EditRequest) -> tuple[Tensor, Tensor | None, Spent]:
 def reconstruction_text(source: Tensor | None, origin: Tensor) -> str:
     """How well the source row came back, for people: exact, or the PSNR in the latent.
 
+    A latent that is the same everywhere has no PSNR: how far the row came off it is said instead.
+
     Args:
         source: [B, C, h, w] where the source row ended, or None if it was not followed.
         origin: [B, C, h, w] the picture that was inverted.
@@ -238,4 +240,6 @@ def reconstruction_text(source: Tensor | None, origin: Tensor) -> str:
         return "exact"
     peak = float(origin.max() - origin.min())
     error = float((source - origin).square().mean())
+    if not peak or not error:
+        return f"off by {math.sqrt(error):.2g} in the latent"
     return f"{10 * math.log10(peak**2 / error):.1f} dB in the latent"

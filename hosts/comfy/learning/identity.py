@@ -237,7 +237,9 @@ class _NetworkLoss(nodes_train.TrainSampler):
         loss = super().fwd_bwd(model_wrap, batch_sigmas, *args, **options)
         if not math.isfinite(loss.item()):
             raise PalimpsestError(
-                "The loss is not a number any more: lower the learning rate of Identity LoRA."
+                "The loss is not a number any more: lower the learning rate of Identity LoRA; "
+                "where it was none from the first step, the latent or the model overflows, so "
+                "encode the picture again and load the model in bfloat16 or float32."
             )
         return loss
 
