@@ -1,5 +1,6 @@
 """Attention hooks in ComfyUI's UNet, through its own patch points."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_base import BaseModel
 from torch import Tensor, nn
 
-from ...pipelines.attention.bank import QKV, AttentionHook, Kind, Role, attend
+from ...pipelines.attention.bank import QKV, AttentionHook, Kind, Site, attend
 from ...pipelines.errors import PalimpsestError
+from .calls import Call, call_of, of_ours
 
 #: ComfyUI's replacement of one attention: (q, k, v, extra options) -> out, before `to_out`.
 Replacement = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
@@ -38,7 +40,7 @@ def require_unet(model: BaseModel, feature: str, *, instead: str = "") -> None:
 
 
 def hooked_options(model: BaseModel, options: dict[str, Any], hook: AttentionHook) -> dict:
-    """A copy of `options` in which `hook` sees every transformer attention of the UNet.
+    """A copy of `options` in which `hook` sees every attention of the UNet in calls of ours.
 
     Replacements that other nodes put there before stay: what they add to the plain attention is
     added to the controlled one.
@@ -50,15 +52,17 @@ def hooked_options(model: BaseModel, options: dict[str, Any], hook: AttentionHoo
         )
     options = comfy.model_patcher.create_model_options_clone(options)
     transformer = options.setdefault("transformer_options", {})
-    before = transformer.get("patches_replace", {})
-    for layer, (block, number, index) in enumerate(transformer_blocks(model.diffusion_model)):
-        for name, kind in PATCH_NAMES.items():
-            own = before.get(name, {})
-            previous = own.get((block, number, index), own.get((block, number)))
-            patch = _replacement(hook, kind, layer, previous)
-            comfy.model_patcher.set_model_options_patch_replace(
-                options, patch, name, block, number, index
+    replaced = transformer.setdefault("patches_replace", {})
+    for name, kind in PATCH_NAMES.items():
+        before = replaced.get(name, {})
+        replaced[name] = before | {
+            (block, number, index): _replacement(
+                hook, kind, layer, before.get((block, number, index), before.get((block, number)))
             )
+            for layer, (block, number, index) in enumerate(
+                transformer_blocks(model.diffusion_model)
+            )
+        }
     return options
 
 
@@ -96,7 +100,7 @@ def _transformers(unet: UNetModel) -> list[tuple[str, int, SpatialTransformer]]:
 def _replacement(
     hook: AttentionHook, kind: Kind, layer: int, previous: Replacement | None
 ) -> Replacement:
-    """The attention of one place, with the hook in it."""
+    """The attention of one place, with the hook in it for the rows of our own calls."""
 
     def replace(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
         def sdpa(term: QKV) -> Tensor:
@@ -107,15 +111,46 @@ def _replacement(
                 transformer_options=extra,
             )
 
-        qkv = QKV(q, k, v)
-        out = attend(qkv, kind, layer, roles_of(extra["cond_or_uncond"]), hook, sdpa)
-        if previous is not None:
-            out = out + (previous(q, k, v, extra) - sdpa(qkv))
-        return out
+        def left_alone() -> Tensor:
+            return sdpa(whole) if previous is None else previous(q, k, v, extra)
+
+        whole = QKV(q, k, v)
+        call, roles = call_of(extra)
+        if call is None:
+            return left_alone()
+        call.check_whole(extra, extra["original_shape"][0], extra["original_shape"][2:])
+        own = _own_tokens(whole, kind, call, extra)
+        asked: list[Any] = []
+
+        def ask(site: Site, part: QKV) -> tuple[QKV, ...] | None:
+            asked.append(of_ours(hook)(site, part))
+            return asked[-1]
+
+        out = attend(own, kind, layer, roles, ask, sdpa)
+        if previous is None and own is whole:
+            return out
+        return out + (left_alone() - sdpa(own)) if any(asked) else left_alone()
 
     return replace
 
 
-def roles_of(cond_or_uncond: Sequence[int]) -> list[Role]:
-    """Branch of the guidance of each part of a batch: core gives indices, 0 is the prompt."""
-    return ["cond" if index == 0 else "uncond" for index in cond_or_uncond]
+def _own_tokens(qkv: QKV, kind: Kind, call: Call, extra: dict[str, Any]) -> QKV:
+    """What a control may read: the picture's own queries, and the prompt's own tokens.
+
+    Tokens that another node appended to a prompt (pictures, for example) are no words of it: they
+    add to the controlled attention what they add to the plain one.
+
+    Raises:
+        PalimpsestError: Where another node cut or merged the tokens, in one sentence.
+    """
+    rows, cells = extra["activations_shape"][0], math.prod(extra["activations_shape"][2:])
+    length = cells if kind == "self" else call.prompts.length(extra)
+    if qkv.q.shape[:2] != (rows, cells) or len(qkv.k) != rows or qkv.k.shape[1] < length:
+        raise PalimpsestError(
+            "Another node on the model cuts or merges the tokens of attention (HyperTile or "
+            "Tome Patch Model, for example), which a control then cannot tie to the source's: "
+            "take that node away, or edit without the control."
+        )
+    if qkv.k.shape[1] == length:
+        return qkv
+    return QKV(qkv.q, qkv.k[:, :length], qkv.v[:, :length])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...pipelines.trajectory import Recipe
 from .coordinates import space_of
+from .guests import changes_calls
 from .guidance import Conditioning
 
 
@@ -64,7 +65,7 @@ def source_key(model: ModelPatcher, conditionings: list[Conditioning], *, note: 
     keys = [conditioning_key(conditioning) for conditioning in conditionings]
     if model.patches:  # LoRA, and whatever else changes weights
         keys.append(str(model.patches_uuid))
-    if not _plain(model.model_options) or not all(keys):
+    if changes_calls(model) or not all(keys):
         return ""  # patches of calls are functions, which have no name to go by
     return " ".join([note, *keys]) if note else " ".join(keys)
 
@@ -75,11 +76,6 @@ def guided_key(
     """What tells a guided denoiser from others; "" where it has no name."""
     shown = [positive] if cfg == 1 else [positive, negative]
     return source_key(model, shown, note=f"{cfg:g}")
-
-
-def _plain(options: dict[str, Any]) -> bool:
-    """Whether a model's options hold nothing that changes its calls."""
-    return all(isinstance(value, dict) and _plain(value) for value in options.values())
 
 
 def _feed(digest: Any, value: Any) -> bool:

@@ -1,13 +1,17 @@
 """Core's guidance, for two pairs of conditionings and a scale for every row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import comfy.model_management
 import comfy.samplers
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...pipelines.denoiser import guide, per_row
+from ...pipelines.errors import PalimpsestError
 
 #: What core's nodes pass as CONDITIONING.
 Conditioning = list[list[Any]]
@@ -19,15 +23,72 @@ Conds = dict[str, list[dict[str, Any]]]
 CondsAt = Callable[[Tensor], Conds]
 
 
+#: Of a conditioning: what says where or when alone it holds.
+RESTRICTED = {
+    "area": "an area",
+    "end_percent": "a span of steps",
+    "mask": "a mask",
+    "start_percent": "a span of steps",
+}
+
+#: What the inputs are called that a guider's conditionings come from.
+_INPUTS = {"positive": "positive (or target)", "source_negative": "negative"}
+
+
+def check_width(model: ModelPatcher, conditioning: Conditioning, role: str) -> None:
+    """Refuse embeddings that are not as wide as those that a UNet was trained with.
+
+    Args:
+        model: From the wire.
+        conditioning: From the wire.
+        role: Of its input.
+
+    Raises:
+        PalimpsestError: In one sentence.
+    """
+    width = model.model.model_config.unet_config.get("context_dim")
+    if not isinstance(model.model.diffusion_model, UNetModel) or not isinstance(width, int):
+        return
+    for embedding, *_ in conditioning:
+        if isinstance(embedding, Tensor) and embedding.shape[-1] != width:
+            raise PalimpsestError(
+                f"The {role} conditioning is {embedding.shape[-1]} wide, this model takes {width}: "
+                "encode the prompt with the CLIP that belongs to the model."
+            )
+
+
+def carried_by(entry: Sequence[Any], names: Mapping[str, str]) -> str:
+    """What of these an entry of a CONDITIONING carries, for messages; "" for nothing."""
+    return " and ".join(sorted({names[key] for key in names.keys() & entry[1].keys()}))
+
+
 class BranchGuider(comfy.samplers.CFGGuider):
     """Core's guider with a second pair of conditionings: those of the source.
 
     The pairs are processed apart, since core lends the positive's ControlNet to all others.
     """
 
+    def __init__(self, model: ModelPatcher) -> None:
+        """Take a model.
+
+        Raises:
+            PalimpsestError: Where another node waits on it for a noise mask, which no one gives it.
+        """
+        super().__init__(model)
+        if "denoise_mask_function" in self.model_options:
+            raise PalimpsestError(
+                "The model carries Differential Diffusion, which reads the noise mask of a core "
+                "sampler and nothing here: connect the model as it was before that node."
+            )
+
     def set_source(self, positive: Conditioning, negative: Conditioning) -> None:
         """Give the source's conditionings; `set_conds` gives the target's."""
         self.inner_set_conds({"source": positive, "source_negative": negative})
+
+    def inner_set_conds(self, conds: dict[str, Conditioning]) -> None:
+        for role, conditioning in conds.items():
+            check_width(self.model_patcher, conditioning, _INPUTS.get(role, role))
+        super().inner_set_conds(conds)
 
     def inner_sample(
         self,
@@ -89,6 +150,36 @@ def negative_alone(
     return comfy.samplers.calc_cond_batch(model, pair, x, levels, options)[1]
 
 
+def attributed(options: dict[str, Any]) -> dict[str, Any]:
+    """Options in which it is said whose guidance failed, where another node's does."""
+    kinds = {"sampler_pre_cfg_function", "sampler_post_cfg_function"} & options.keys()
+    return options | {kind: [_attributed(fn) for fn in options[kind]] for kind in kinds}
+
+
+def _attributed(guidance: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+    def called(args: dict[str, Any]) -> Any:
+        try:
+            return guidance(args)
+        except RuntimeError as error:
+            if comfy.model_management.is_oom(error):
+                raise
+            name = guidance.__module__.rpartition(".")[2]
+            raise PalimpsestError(
+                f"The guidance of another node ({name}) failed: it is made for samplers, which "
+                "call the model level by level with the same rows (momentum of APG needs that): "
+                f"take that node away, or its momentum. It said: {str(error)[:80]}"
+            ) from error
+
+    return called
+
+
+def asked_by_core(args: dict[str, Any]) -> list[Tensor]:
+    """Core's own way of asking the network, as what other nodes put in its place is called."""
+    return comfy.samplers.calc_cond_batch(
+        args["model"], args["conds"], args["input"], args["sigma"], args["model_options"]
+    )
+
+
 def guided(
     model: Any,
     x: Tensor,
@@ -98,23 +189,13 @@ def guided(
     options: dict[str, Any],
     seed: int | None,
 ) -> Tensor:
-    """Core's guided prediction, also for a scale per row; rows of one level lie together."""
-    pair = conds["negative"], conds["positive"]
-    if _GUIDANCE_HOOKS & options.keys():
-        sizes = levels.unique_consecutive(return_counts=True)[1].tolist()
-    elif isinstance(cfg, Tensor):
-        cond, uncond = comfy.samplers.calc_cond_batch(model, [*reversed(pair)], x, levels, options)
-        return guide(cond, uncond, per_row(cfg, x))
-    else:
-        sizes = [len(x)]
+    """Core's guided prediction; a scale per row where no other node takes part in guidance."""
+    negative, positive = conds["negative"], conds["positive"]
     if isinstance(cfg, Tensor):
-        scales = [float(part[0]) for part in cfg.split(sizes)]
-    else:
-        scales = [cfg] * len(sizes)
-    parts = [
-        comfy.samplers.sampling_function(
-            model, rows, level, *pair, scale, model_options=options, seed=seed
-        )
-        for rows, level, scale in zip(x.split(sizes), levels.split(sizes), scales, strict=True)
-    ]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+        ask = options.get("sampler_calc_cond_batch_function", asked_by_core)
+        branches = {"conds": [positive, negative], "input": x, "sigma": levels, "model": model}
+        cond, uncond = ask(branches | {"model_options": options})
+        return guide(cond, uncond, per_row(cfg, x))
+    return comfy.samplers.sampling_function(
+        model, x, levels, negative, positive, cfg, model_options=options, seed=seed
+    )

@@ -12,7 +12,7 @@ from comfy.model_patcher import create_model_options_clone
 from torch import Tensor
 
 from ...pipelines.attention.bank import QKV, AttentionHook, attend
-from .attention import roles_of
+from .calls import call_of, of_ours
 
 #: Core's one slot for another attention: (its function, q, k, v, heads, ...) -> out.
 OVERRIDE = "optimized_attention_override"
@@ -54,10 +54,13 @@ def joint_options(model: BaseModel, options: dict[str, Any], hook: AttentionHook
         def sdpa(term: QKV) -> Tensor:
             return plain(*(_by_head(t, heads) for t in term), heads, **rest)
 
+        call, roles = call_of(extra)
+        if call is None:
+            return plain(q, k, v, heads, **rest)
+        call.check_whole(extra, len(q), call.size)
         qkv = QKV(*(t.transpose(1, 2).flatten(2) for t in (q, k, v)))
         layer = extra["block_index"] + (doubles if single else 0)
-        roles = roles_of(extra["cond_or_uncond"])
-        return attend(qkv, "joint", layer, roles, hook, sdpa, text.tokens)
+        return attend(qkv, "joint", layer, roles, of_ours(hook), sdpa, text.tokens)
 
     patches["attn1_patch"] = [*patches.get("attn1_patch", []), text.look]
     transformer[OVERRIDE] = override

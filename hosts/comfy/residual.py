@@ -11,14 +11,14 @@ from comfy.model_base import BaseModel
 from torch import Tensor
 
 from ...pipelines.attention.bank import FeatureHook, hooked_feature
-from .attention import roles_of
+from .calls import call_of, of_ours
 
 #: Core's patch point: pairs of a class of layers and what is called in their place.
 PATCHES = "forward_timestep_embed_patch"
 
 
 def feature_options(model: BaseModel, options: dict[str, Any], hook: FeatureHook) -> dict[str, Any]:
-    """A copy of `options` in which a hook sees what every residual block of the UNet adds.
+    """A copy of `options` in which a hook sees what every residual block of the UNet adds in ours.
 
     A handler of another node for such blocks stays: what it makes of a block is what is seen.
     """
@@ -31,12 +31,13 @@ def feature_options(model: BaseModel, options: dict[str, Any], hook: FeatureHook
         block: ResBlock, x: Tensor, emb: Tensor, context: Tensor, extra: dict, *rest: Any
     ) -> Tensor:
         out = _plain(before, block, x, emb, context, extra, *rest)
-        if block.updown or id(block) not in blocks:  # its way around is no plain connection
-            return out
+        call, roles = call_of(extra)
+        if call is None or block.updown or id(block) not in blocks:
+            return out  # of an `updown` block the way around is no plain connection
         around = block.skip_connection(x)
-        roles = roles_of(extra["cond_or_uncond"])
+        call.check_whole(extra, extra["original_shape"][0], extra["original_shape"][2:])
         feature = out - around
-        hooked = hooked_feature(feature, blocks[id(block)], roles, hook)
+        hooked = hooked_feature(feature, blocks[id(block)], roles, of_ours(hook))
         return out if hooked is feature else around + hooked
 
     patches[PATCHES] = [(ResBlock, handle), *before]

@@ -15,20 +15,26 @@ import comfy.samplers
 import latent_preview
 import torch
 from comfy.conds import CONDCrossAttn
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.model_base import BaseModel
 from comfy.model_patcher import create_model_options_clone
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
-from ...pipelines.attention.bank import NO_HOOKS, AttentionHook, Hooks, Role
+from ...pipelines.attention.bank import NO_HOOKS, Hooks, Role
 from ...pipelines.denoiser import Denoiser, Guidance, RowCount, per_row
 from ...pipelines.lending import Mix
-from .attention import hooked_options
+from .calls import Call
 from .coordinates import OURS, Space
-from .guidance import BranchGuider, Conds, CondsAt, guided, needs_negative_alone, negative_alone
-from .joint import joint_options
-from .residual import feature_options
+from .guests import read_the_level
+from .guidance import (
+    BranchGuider,
+    Conds,
+    CondsAt,
+    attributed,
+    guided,
+    needs_negative_alone,
+    negative_alone,
+)
+from .hooked import seen, with_own_call
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +83,7 @@ class Session:
             guidance: Scale of every level; the guider's own cfg if not given.
             mix: Guides in the place of the plain sum.
         """
-        guider, options = self.guider, self._options(hooks)
+        guider, options = self.guider, self._options()
         if mix is not None:
             options["sampler_cfg_function"] = self._core_guidance(mix)
         wrappers = comfy.patcher_extension.get_all_wrappers(
@@ -92,6 +98,8 @@ class Session:
                 cfg = guider.cfg if guidance is None else self._cfg_of(guidance, level)
                 if hooks == NO_HOOKS and needs_negative_alone(cfg, options):
                     return negative_alone(guider.inner_model, x, level, here, options)
+                if hooks != NO_HOOKS:
+                    options = with_own_call(options, x, hooks)
                 return guided(guider.inner_model, x, level, here, cfg, options, seed)
 
             executor = WrapperExecutor.new_class_executor(predict, guider, wrappers)
@@ -133,7 +141,7 @@ class Session:
             roles: Which rows: of the prompt, of the negative, or both; the denoised guess is that
                 of the last of them.
         """
-        options = self._options(hooks)
+        options, model = self._options(), self.guider.inner_model
         # Core numbers the branches by their place: the prompt must be the first.
         branches = [conds["positive"] if "cond" in roles else None]
         if "uncond" in roles:
@@ -141,10 +149,9 @@ class Session:
         wanted = 1 if roles[-1] == "uncond" else 0
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            predicted = comfy.samplers.calc_cond_batch(
-                self.guider.inner_model, branches, *self._called_with(x, sigma), options
-            )
-            return predicted[wanted]
+            shown, level = self._called_with(x, sigma)
+            looked_at = seen(model, options, hooks, Call.of(branches, shown))
+            return comfy.samplers.calc_cond_batch(model, branches, shown, level, looked_at)[wanted]
 
         return denoise
 
@@ -167,17 +174,14 @@ class Session:
         return here
 
     def levels_per_call(self, wanted: int, *branches: Conds) -> int:
-        """How many levels may go into one call: one, where conditioning depends on the level.
+        """How many levels may go into one call: one, where anything may depend on the level.
 
         Core looks at the first row's level for all rows where an entry has a span of steps, a
-        ControlNet or hooks, and so do wrappers around the guider.
+        ControlNet or hooks; so does what other nodes put on the model.
         """
         entries = [entry for conds in branches for kind in conds.values() for entry in kind]
         spans = {"timestep_start", "timestep_end", "control", "hooks", "gligen"}
-        wrappers = comfy.patcher_extension.get_all_wrappers(
-            WrappersMP.PREDICT_NOISE, self.options, is_model_options=True
-        )
-        apart = bool(wrappers) or any(
+        apart = read_the_level(self.guider.model_patcher, self.options) or any(
             entry.get(key) is not None for entry in entries for key in spans
         )
         return 1 if apart else wanted
@@ -193,22 +197,13 @@ class Session:
         out = self.guider.inner_model.process_latent_out(x.float())
         return torch.where(x == x0, origin.to(out), out)
 
-    def _options(self, hooks: Hooks) -> dict[str, Any]:
-        options = create_model_options_clone(self.options)
-        if hooks.attention is not None:
-            options = attention_options(self.guider.inner_model, options, hooks.attention)
-        if hooks.feature is not None:
-            options = feature_options(self.guider.inner_model, options, hooks.feature)
+    def _options(self) -> dict[str, Any]:
+        """A copy of the options in which rows are counted."""
+        options = attributed(create_model_options_clone(self.options))
         comfy.patcher_extension.add_wrapper_with_key(
             WrappersMP.APPLY_MODEL, "palimpsest", _counter(self.rows), options, True
         )
         return options
-
-
-def attention_options(model: BaseModel, options: dict, hook: AttentionHook) -> dict[str, Any]:
-    """A copy of `options` in which a hook sees every attention of the network, of either sort."""
-    unet = isinstance(model.diffusion_model, UNetModel)
-    return (hooked_options if unet else joint_options)(model, options, hook)
 
 
 def _counter(rows: RowCount) -> Callable[..., Tensor]:

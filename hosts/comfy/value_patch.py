@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import comfy.model_patcher
+import torch
 from torch import Tensor
 
 from ...pipelines.attention.value_mapping import ValuesAt, value_contexts
-from .attention import roles_of
+from .calls import Prompts
 from .coordinates import Space
 from .session import Session
 
@@ -24,20 +25,31 @@ def with_values(session: Session, values_at: ValuesAt) -> Session:
     """
     options = comfy.model_patcher.create_model_options_clone(session.options)
     patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
-    mapped = _patch(values_at, session.space)
+    positives = [*session.source["positive"], *session.target["positive"]]
+    negatives = [*session.source["negative"], *session.target["negative"]]
+    mapped = _patch(values_at, session.space, Prompts.of([positives, negatives]))
     patches["attn2_patch"] = [*patches.get("attn2_patch", []), mapped]
     return replace(session, options=options)
 
 
-def _patch(values_at: ValuesAt, space: Space) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """What core calls with the queries' input, and those of keys and values."""
+def _patch(
+    values_at: ValuesAt, space: Space, prompts: Prompts
+) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """What core calls with the queries' input, and those of keys and values.
+
+    The mapping belongs to the prompts, in whose call ever their rows are: guidance that asks for
+    the conditional rows once more is shown what it compares with.
+    """
 
     def patch(
         n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
         values = values_at(space.sigma(extra["sigmas"][0].double()))
-        if values is None:
+        roles = prompts.roles(extra)
+        if values is None or "cond" not in roles:
             return n, context, value
-        return n, context, value_contexts(value, roles_of(extra["cond_or_uncond"]), values)
+        length = prompts.length(extra)
+        mapped = value_contexts(value[:, :length], roles, values)
+        return n, context, torch.cat([mapped, value[:, length:]], dim=1)
 
     return patch

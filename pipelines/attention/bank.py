@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
+from ..errors import PalimpsestError
 from ..schedule import Moment
 
 Kind = Literal["self", "cross", "joint", "features"]
@@ -260,7 +261,14 @@ class Bank:
         if self.empty and self.features is not None and not self.runs(self.at):
             kept = self.features.read(self.at.step)
             self._stored.update({place_of(site): tensors for site, tensors in kept.items()})
-        return self._stored[place_of(site._replace(role=role))]
+        place = place_of(site._replace(role=role))
+        if place not in self._stored:
+            raise PalimpsestError(
+                "The control reads the source's attention in a step in which the source did not "
+                "run: take away what skips the network (EasyCache, for example) or a span of steps "
+                "on the source prompt, or edit without the control."
+            )
+        return self._stored[place]
 
 
 @contextmanager

@@ -4,12 +4,13 @@ A = softmax(q k^T / sqrt(d)) per head. Controls never need them (`bank`); a loss
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ..errors import PalimpsestError
 from .bank import QKV, Site
 
 #: A map layer has this many latent cells per query: 16 x 16 queries of a 64 x 64 latent.
@@ -54,6 +55,21 @@ class CrossMaps:
         if len(layers) <= MOST_LAYERS:
             return layers
         return [layers[i * (len(layers) - 1) // (MOST_LAYERS - 1)] for i in range(MOST_LAYERS)]
+
+
+def paired(seen: list[Tensor], wanted: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Maps of one call beside those of another.
+
+    Raises:
+        PalimpsestError: Where they are not of the same layers.
+    """
+    if [m.shape for m in seen] != [m.shape for m in wanted]:
+        raise PalimpsestError(
+            "Another node gives the network other sizes at one noise level than at another (Deep "
+            "Shrink, for example), so that its maps cannot be compared: take that node away, let "
+            "it act at all levels, or set map_weight to 0."
+        )
+    return zip(seen, wanted, strict=True)
 
 
 def attention_map(qkv: QKV, heads: int) -> Tensor:

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attention.cross_maps import CrossMaps
+from ..attention.cross_maps import CrossMaps, paired
 from ..couplings import OnStep, ddim
 from ..denoiser import Denoiser, guide
 from ..errors import PalimpsestError
@@ -285,7 +285,7 @@ class _Way:
         missed = vp_scale(self.sigma_next).to(x_next) * (x_next - wanted)
         losses = missed.square().flatten(1).mean(1)
         if self.source.maps is not None:
-            for seen, aim in zip(self.source.maps.take(), wanted_maps, strict=True):
+            for seen, aim in paired(self.source.maps.take(), wanted_maps):
                 per_picture = (seen - aim).square().flatten(1).mean(1)
                 losses = losses + self.fitting.map_weight * per_picture
         return losses

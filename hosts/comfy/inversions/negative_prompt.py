@@ -8,7 +8,7 @@ from ....pipelines.inversion.negative_prompt import negative_prompt
 from ....pipelines.trajectory import Trajectory
 from ..attention import require_unet
 from ..cost import Spent
-from ..guidance import Conditioning
+from ..guidance import RESTRICTED, Conditioning, carried_by
 from ..refusals import require_variance_preserving
 from .ddim import invert_ddim
 from .picture import Picture
@@ -48,6 +48,12 @@ def embedding_of(conditioning: Conditioning, role: str, picture: Picture) -> Ten
         raise PalimpsestError(
             f"The {role} has {len(conditioning)} entries (combined, scheduled or regional "
             f"prompts), {picture.feature} takes one prompt: connect a plain CLIP Text Encode."
+        )
+    restricted = carried_by(conditioning[0], RESTRICTED)
+    if restricted:
+        raise PalimpsestError(
+            f"The {role} carries {restricted}, which the embedding that {picture.feature} passes "
+            "on would lose: connect the CLIP Text Encode itself."
         )
     embedding, pictures = conditioning[0][0], len(picture.samples)
     if len(embedding) not in (1, pictures):

@@ -87,7 +87,10 @@ def gradients(session: Session, feature: str) -> Iterator[Session]:
     network = session.guider.inner_model.diffusion_model
     options = create_model_options_clone(session.options)
     # Some of the attention kernels that a user may choose have no backward pass.
-    options.setdefault("transformer_options", {})["optimized_attention_override"] = plain_attention
+    transformer = options.setdefault("transformer_options", {})
+    transformer["optimized_attention_override"] = plain_attention
+    for name, patches in transformer.get("patches", {}).items():
+        transformer["patches"][name] = [_written_into(patch) for patch in patches]
     comfy.patcher_extension.add_wrapper_with_key(
         WrappersMP.APPLY_MODEL, "palimpsest_gradients", _out_of_inference_mode, options, True
     )
@@ -119,6 +122,20 @@ def _sentence(error: Exception, feature: str) -> PalimpsestError | None:
             "model as it was before that node (IP-Adapter, for example); LoRA may stay."
         )
     return None
+
+
+def _written_into(patch: Callable[..., Any]) -> Callable[..., Any]:
+    """A patch of another node that may write into what it is handed, as FreeU does.
+
+    It gets copies, and autograd keeps copies of what it computes with.
+    """
+
+    def called(*args: Any, **options: Any) -> Any:
+        with torch.autograd.graph.saved_tensors_hooks(Tensor.clone, lambda kept: kept):
+            copies = (a.clone() if isinstance(a, Tensor) else a for a in args)
+            return patch(*copies, **options)
+
+    return called
 
 
 def _with_room(

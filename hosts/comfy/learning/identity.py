@@ -25,7 +25,7 @@ from comfy_extras import nodes_train
 from torch import Tensor
 
 from ....pipelines.errors import PalimpsestError
-from ..guidance import Conditioning
+from ..guidance import Conditioning, check_width
 from ..refusals import check_samples, require_variance_preserving
 from .identity_strength import beside
 from .training import (
@@ -87,6 +87,7 @@ class IdentityRequest:
                 "remove Set Latent Noise Mask and give the mask to the drag."
             )
         check_learned(self.positive, "positive", "Identity LoRA")
+        check_width(self.model, self.positive, "positive")
         _check_range("Rank", self.rank, RANKS)
         _check_range("Steps", self.steps, STEPS)
         if not 0 < self.learning_rate <= 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -22,20 +23,16 @@ from torch import Tensor, nn
 
 from ....pipelines.errors import PalimpsestError
 from ..attention import require_unet
-from ..guidance import Conditioning
+from ..guidance import RESTRICTED, Conditioning, carried_by
 
 #: What is computed again in the backward pass.
 BLOCKS = (ResBlock, BasicTransformerBlock, Downsample, Upsample)
 
 #: Of a conditioning: what cannot be differentiated, or restricts where or when it holds.
-NOT_LEARNED = {
-    "area": "an area",
+NOT_LEARNED = RESTRICTED | {
     "control": "a ControlNet",
-    "end_percent": "a span of steps",
     "gligen": "GLIGEN boxes",
     "hooks": "hooks",
-    "mask": "a mask",
-    "start_percent": "a span of steps",
 }
 
 
@@ -78,10 +75,10 @@ def check_learned(conditioning: Conditioning, role: str, feature: str) -> None:
             f"The {role} conditioning has {len(conditioning)} entries, {feature} takes one: "
             "combine or area nodes cannot be used with it."
         )
-    extras = sorted({NOT_LEARNED[key] for key in NOT_LEARNED.keys() & conditioning[0][1].keys()})
+    extras = carried_by(conditioning[0], NOT_LEARNED)
     if extras:
         raise PalimpsestError(
-            f"The {role} conditioning carries {' and '.join(extras)}, {feature} learns with the "
+            f"The {role} conditioning carries {extras}, {feature} learns with the "
             "prompt alone: connect the CLIP Text Encode itself."
         )
 
@@ -128,16 +125,49 @@ def recomputed(network: nn.Module) -> Iterator[None]:
 
 
 def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def compute(*args: Any, **options: Any) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        return forward(*args, **options)
-
     def checkpointed(*args: Any, **options: Any) -> Tensor:
         # Core writes into its options where in the network a block is: keep what it says now.
         args = tuple(dict(a) if isinstance(a, dict) else a for a in args)
         options = {key: dict(o) if isinstance(o, dict) else o for key, o in options.items()}
-        return torch.utils.checkpoint.checkpoint(
-            compute, *args, use_reentrant=False, preserve_rng_state=False, **options
+        once = _Once(forward)
+        out = torch.utils.checkpoint.checkpoint(
+            once, *args, use_reentrant=False, preserve_rng_state=False, **options
         )
+        once.raise_failure()
+        return out
 
     return checkpointed
+
+
+@dataclass(eq=False)
+class _Once:
+    """A block for torch's checkpoint, out of whose first run no exception comes before its end.
+
+    Torch pushes its hooks on what autograd saves in a generator, which an exception in the first
+    run leaves hanging: the hooks then stay on the thread, and break whatever learns next, for as
+    long as somebody keeps the traceback. The second run is in a `with` block.
+    """
+
+    forward: Callable[..., Tensor]
+    ran: bool = False
+    failure: BaseException | None = None
+
+    def __call__(self, *args: Any, **options: Any) -> Tensor | None:
+        first, self.ran = not self.ran, True
+        try:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            return self.forward(*args, **options)
+        except BaseException as error:
+            if not first:
+                raise
+            self.failure = error
+            return None
+
+    def raise_failure(self) -> None:
+        """Raise what the first run ended with, if with anything."""
+        failure, self.failure = self.failure, None
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # it holds this frame, and with it all that autograd kept

@@ -1,0 +1,52 @@
+"""Options of a model under which hooks see the network from inside, in calls of ours alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_base import BaseModel
+from comfy.model_patcher import create_model_options_clone
+from torch import Tensor
+
+from ...pipelines.attention.bank import NO_HOOKS, AttentionHook, Hooks
+from .attention import hooked_options
+from .calls import TOKEN, Call
+from .guidance import asked_by_core
+from .joint import joint_options
+from .residual import feature_options
+
+
+def with_own_call(options: dict[str, Any], x: Tensor, hooks: Hooks) -> dict[str, Any]:
+    """Options in which core's own call for a prediction of `x` is one of ours, and no other.
+
+    What other nodes call while they guide, they call with options that know of no hook.
+    """
+
+    def ask(args: dict[str, Any]) -> list[Tensor]:
+        given = options.get("sampler_calc_cond_batch_function", asked_by_core)
+        if args["input"] is not x:
+            return given(args)
+        looked_at = seen(args["model"], options, hooks, Call.of(args["conds"], x))
+        return given(args | {"model_options": looked_at})
+
+    return options | {"sampler_calc_cond_batch_function": ask}
+
+
+def seen(model: BaseModel, options: dict[str, Any], hooks: Hooks, call: Call) -> dict[str, Any]:
+    """Options for one call of ours, which hooks see from inside; others may have made them."""
+    if hooks == NO_HOOKS:
+        return options
+    options = create_model_options_clone(options)
+    options.setdefault("transformer_options", {})[TOKEN] = call
+    if hooks.attention is not None:
+        options = attention_options(model, options, hooks.attention)
+    if hooks.feature is not None:
+        options = feature_options(model, options, hooks.feature)
+    return options
+
+
+def attention_options(model: BaseModel, options: dict, hook: AttentionHook) -> dict[str, Any]:
+    """A copy of `options` in which a hook sees every attention of the network, of either sort."""
+    unet = isinstance(model.diffusion_model, UNetModel)
+    return (hooked_options if unet else joint_options)(model, options, hook)
