@@ -133,10 +133,12 @@ def _check_fit(
     brush: Brush, moves: Sequence[Move], width: int, height: int, *, square: bool
 ) -> None:
     side = 2 * brush.radius
-    if square and side > min(width, height):
+    most = min(width, height) // 2
+    if square and brush.radius > most:
+        cure = f"use at most {most}" if most else "paint what moves as a region, which may be thin"
         raise PalimpsestError(
             f"The radius is {brush.radius} cells, so that a square of {side} x {side} is copied, "
-            f"larger than the latent of {width} x {height}: use at most {min(width, height) // 2}."
+            f"larger than the latent of {width} x {height}: {cure}."
         )
     for move in moves:
         for x, y in (move.source, move.target):

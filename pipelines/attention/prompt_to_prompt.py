@@ -34,7 +34,7 @@ Mode = Literal["auto", "replace", "refine"]
 #: What the weight of a word may be, at least and at most; the published examples go to 10.
 WEIGHTS = (-100.0, 100.0)
 
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 
 #: One weight and what parts it from the next. A word may hold colons and commas: the last number.
 _WEIGHT = re.compile(
@@ -202,7 +202,7 @@ def parse_weights(text: str) -> dict[str, float]:
         PalimpsestError: If a line says anything else, or a factor lies outside `WEIGHTS`.
     """
     weights = {}
-    for line in filter(None, map(str.strip, text.splitlines())):
+    for line in (" ".join(line.split()) for line in text.splitlines()):
         at = 0
         while at < len(line):
             entry = _WEIGHT.match(line, at)
