@@ -132,16 +132,13 @@ def _within(index: Tensor, size: int) -> Tensor:
 def _check_fit(
     brush: Brush, moves: Sequence[Move], width: int, height: int, *, square: bool
 ) -> None:
-    side, largest = 2 * brush.radius, min(width, height) // 2
-    if square and not largest:
-        raise PalimpsestError(
-            f"The latent is {width} x {height} cells, too small for any square: take a larger "
-            "picture, or connect a region of what moves."
-        )
-    if square and side > min(width, height):
+    side = 2 * brush.radius
+    most = min(width, height) // 2
+    if square and brush.radius > most:
+        cure = f"use at most {most}" if most else "paint what moves as a region, which may be thin"
         raise PalimpsestError(
             f"The radius is {brush.radius} cells, so that a square of {side} x {side} is copied, "
-            f"larger than the latent of {width} x {height}: use at most {largest}."
+            f"larger than the latent of {width} x {height}: {cure}."
         )
     for move in moves:
         for x, y in (move.source, move.target):

@@ -4,9 +4,11 @@ The text a person writes is not the text CLIP reads: ComfyUI takes out weights, 
 in learned vectors, `embedding:name`, and cuts long prompts into chunks. Core says which *group*
 (a run of equal weight, or an embedding) every token came from. The words of a group are found by
 tokenizing each of them alone, which gives the tokens it has in its sentence, since CLIP never
-merges across a space. The result is compared with core's own tokens: nothing is guessed.
+merges across a space. The result is compared with core's own tokens: nothing is guessed. Where a
+word has parts, `girl's` or `cat,dog`, its tokens say so (`pipelines.attention.words`).
 """
 
+import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +25,8 @@ from comfy.sd1_clip import (
 )
 from torch import Tensor
 
-from ...pipelines.attention.tokens import PromptTokens, Word
+from ...pipelines.attention.tokens import PromptTokens
+from ...pipelines.attention.words import Word, cut_word
 from ...pipelines.errors import PalimpsestError
 from .guidance import Conditioning
 
@@ -52,16 +55,17 @@ class Piece:
 def prompt_tokens(clip: comfy.sd.CLIP, text: str) -> PromptTokens:
     """Read the words of a prompt, and the positions of their tokens in the conditioning.
 
-    A word is what stands between spaces, without weight brackets; its punctuation belongs to it.
-    An embedding is the word `embedding:name`, its vectors have negative ids, the same ones in
-    every prompt. What leaves no token (an embedding that is not installed) is no word.
+    A word is what stands between spaces, without weight brackets; its punctuation belongs to it,
+    as a part. An embedding is the word `embedding:name`, its vectors have negative ids, the same
+    ones in every prompt. What leaves no token (an embedding that is not installed) is no word.
 
     Args:
         clip: A CLIP of an SD 1.x, SD 2.x or SDXL model.
         text: The prompt as the user wrote it.
 
     Raises:
-        PalimpsestError: If the CLIP is of another kind, or its tokens cannot be told apart.
+        PalimpsestError: If the CLIP is of another kind, its tokens cannot be told apart, or a
+            weight in the prompt is no number.
     """
     try:
         chunks_of = clip.tokenize(text, return_word_ids=True)
@@ -75,6 +79,7 @@ def prompt_tokens(clip: comfy.sd.CLIP, text: str) -> PromptTokens:
             f"The CLIP reads with {', '.join(chunks_of)}: words can be told apart only in the CLIP "
             "of an SD 1.x, SD 2.x or SDXL model; connect the one that came with the MODEL."
         )
+    _check_weights(text)
     first, *others = (
         _read(getattr(clip.tokenizer, f"clip_{key}"), chunks_of[key], text)
         for key in ENCODERS
@@ -88,6 +93,17 @@ def prompt_tokens(clip: comfy.sd.CLIP, text: str) -> PromptTokens:
                 "SDXL."
             )
     return first
+
+
+def _check_weights(text: str) -> None:
+    """Refuse weights that leave no numbers in a conditioning: float() reads (red:inf) as well."""
+    for segment, weight in token_weights(escape_important(text), 1.0):
+        if not math.isfinite(weight):
+            words = " ".join(unescape_important(segment).split())
+            raise PalimpsestError(
+                f"The prompt gives {words[:80]!r} the weight {weight}, which must be a number: "
+                "write for example (red:1.2)."
+            )
 
 
 def _read(tokenizer: SDTokenizer, chunks: Sequence[Sequence[Token]], text: str) -> PromptTokens:
@@ -105,7 +121,7 @@ def _read(tokenizer: SDTokenizer, chunks: Sequence[Sequence[Token]], text: str) 
         positions = groups.pop(group, [])
         if piece.embedding:
             _check_vectors(tokenizer, piece, positions, vectors)
-            found = [(piece.text, len(positions))]
+            found = [Word(piece.text, tuple(positions))]
             for n, position in enumerate(positions):
                 ids[position] = -1 - zlib.crc32(f"{piece.text}/{n}".encode())
         else:
@@ -113,8 +129,10 @@ def _read(tokenizer: SDTokenizer, chunks: Sequence[Sequence[Token]], text: str) 
             expected = [token for _, part_ids in parts for token in part_ids]
             if expected != [ids[position] for position in positions]:
                 raise _mismatch(text)
-            found = [(part, len(part_ids)) for part, part_ids in parts]
-        _append(words, found, positions, glued=piece.glued)
+            found = list(_words_of(tokenizer, parts, positions))
+        if piece.glued and found and words:
+            found[0] = words.pop().followed_by(found[0])
+        words += found
     if groups:
         raise _mismatch(text)
     content = sum(1 for _, _, group in chunks[-1] if group)
@@ -122,19 +140,15 @@ def _read(tokenizer: SDTokenizer, chunks: Sequence[Sequence[Token]], text: str) 
     return PromptTokens(tuple(ids), tuple(word for word in words if word.positions), length)
 
 
-def _append(
-    words: list[Word], found: Sequence[tuple[str, int]], positions: Sequence[int], *, glued: bool
-) -> None:
-    """Add the words of a piece: each with its number of the piece's positions."""
+def _words_of(
+    tokenizer: SDTokenizer, found: Sequence[tuple[str, list[int]]], positions: Sequence[int]
+) -> Iterator[Word]:
+    """Words by their text and ids, each with its number of the positions."""
     start = 0
-    for n, (text, count) in enumerate(found):
-        own = tuple(positions[start : start + count])
-        start += count
-        if n == 0 and glued and words:
-            last = words.pop()
-            words.append(Word(last.text + text, last.positions + own))
-        else:
-            words.append(Word(text, own))
+    for text, ids in found:
+        own = positions[start : start + len(ids)]
+        start += len(ids)
+        yield cut_word(text, own, [tokenizer.inv_vocab[i] for i in ids])
 
 
 def _pieces(tokenizer: SDTokenizer, text: str) -> Iterator[Piece]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...pipelines.attention.tokens import PromptTokens, Word
+from ...pipelines.attention.tokens import PromptTokens
+from ...pipelines.attention.words import cut_word
 from ...pipelines.errors import PalimpsestError
 from ...pipelines.lending import Asked
 
@@ -121,9 +122,10 @@ def prompt_tokens(tokenizer: Any, text: str) -> PromptTokens:
     ids = tuple(token_ids(tokenizer, text)[0].tolist())
     position, words = 1, []
     for word in text.split():
-        count = len(tokenizer(word, add_special_tokens=False).input_ids)
-        words.append(Word(word, tuple(range(position, position + count))))
-        position += count
+        own = tokenizer(word, add_special_tokens=False).input_ids
+        positions = range(position, position + len(own))
+        words.append(cut_word(word, positions, tokenizer.convert_ids_to_tokens(own)))
+        position += len(own)
     if position >= len(ids):
         raise PalimpsestError(
             f"The prompt has {position - 1} tokens, this model takes {len(ids) - 2}: shorten it."

@@ -16,7 +16,7 @@ References:
         arXiv:2208.01626, section 3.2 (Replace, Refine, Re-weight)
 """
 
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -27,12 +27,20 @@ from torch import Tensor
 from ..errors import PalimpsestError, quoted
 from ..schedule import Moment
 from .bank import QKV, Role, Site
-from .tokens import Alignment, PromptTokens, positions_of, refine_tokens, replace_words
+from .tokens import Alignment, PromptTokens, positions_of, refine_tokens, replace_words, same_words
 
 Mode = Literal["auto", "replace", "refine"]
 
-#: The published weights are -2 to 2; far above that a model's numbers overflow.
-LARGEST_WEIGHT = 100.0
+#: What the weight of a word may be, at least and at most; the published examples go to 10.
+WEIGHTS = (-100.0, 100.0)
+
+_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
+
+#: One weight and what parts it from the next. A word may hold colons and commas: the last number.
+_WEIGHT = re.compile(
+    rf"(?:\(\s*(?P<bracketed>.+?)\s*[:=：]\s*(?P<factor>{_NUMBER})\s*\)"
+    rf"|(?P<word>.+?)\s*[:=：]\s*(?P<number>{_NUMBER}))\s*(?:[,;，]\s*|$)"
+)
 
 #: Self-attention is injected up to this many pixels, the published limit of 32 x 32.
 SELF_PIXELS = 32**2
@@ -169,7 +177,7 @@ def rewrite_prompt(
         PalimpsestError: If "replace" meets unequal word counts, or a word is not in the target.
     """
     if mode == "auto":
-        mode = "replace" if len(source.words) == len(target.words) else "refine"
+        mode = "replace" if same_words(source, target) else "refine"
     if mode == "replace":
         alignment = replace_words(source, target, published_tail=published_tail)
     else:
@@ -186,25 +194,33 @@ def rewrite_prompt(
 
 
 def parse_weights(text: str) -> dict[str, float]:
-    """Word weights from lines `word: factor`.
+    """Word weights from lines `word: factor`, of which several may stand in a line with commas.
+
+    `word = factor`, `(word:factor)` and the wide `word：factor` are read as well.
 
     Raises:
-        PalimpsestError: If a line has no colon, no word or no number from -100 to 100.
+        PalimpsestError: If a line says anything else, or a factor lies outside `WEIGHTS`.
     """
     weights = {}
-    for line in text.splitlines():
-        if not line.strip():
-            continue
-        word, _, factor = line.rpartition(":")
-        try:
-            value = float(factor)
-        except ValueError:
-            value = math.nan
-        if not word.strip() or not abs(value) <= LARGEST_WEIGHT:
-            raise PalimpsestError(
-                f"The word weights have the line {quoted(line.strip())}, a line must be "
-                f"`word: factor` with a number from -{LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}, for "
-                "example `blue: 2`."
-            )
-        weights[word.strip()] = value
+    for line in (" ".join(line.split()) for line in text.splitlines()):
+        at = 0
+        while at < len(line):
+            entry = _WEIGHT.match(line, at)
+            if entry is None:
+                raise _no_weight(
+                    f"the line {quoted(line)}, a line must be `word: factor`, a number"
+                )
+            at, word = entry.end(), entry["bracketed"] or entry["word"]
+            factor = float(entry["factor"] or entry["number"])
+            if not WEIGHTS[0] <= factor <= WEIGHTS[1]:
+                raise _no_weight(f"{factor:g} for {quoted(word)}, a factor must be a number")
+            weights[word] = factor
     return weights
+
+
+def _no_weight(found: str) -> PalimpsestError:
+    low, high = WEIGHTS
+    return PalimpsestError(
+        f"The word weights have {found} from {low:g} to {high:g}, for example "
+        "`blue: 2`; several stand in one line with commas between them."
+    )

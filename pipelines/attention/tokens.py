@@ -7,6 +7,9 @@ column n says which of the S source tokens target token n takes its attention fr
               spreads every source token over the n target tokens with weight 1/n
     refine    the longest common subsequence of tokens keeps its attention, new tokens have none
 
+A word is what stands between spaces, as the published code counts, and has parts (`words`) where
+its tokenizer cuts it at punctuation: parts become parts where that comes out even.
+
 References:
     Hertz et al. 2022, Prompt-to-Prompt Image Editing with Cross Attention Control,
         arXiv:2208.01626, section 3.2 (word swap, adding a new phrase)
@@ -19,14 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PalimpsestError
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word as the user reads it, and the positions of its tokens."""
-
-    text: str
-    positions: tuple[int, ...]
+from .words import Word, unmarked
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class PromptTokens:
     Attributes:
         ids: Token id at every position: start, words, end and padding; chunks of a long prompt
             follow one another, as they do in the conditioning tensor.
-        words: The whitespace-separated words in order.
+        words: The whitespace-separated words in order, each with its parts.
         length: Number of positions before the final padding, start and end tokens included.
     """
 
@@ -48,6 +44,11 @@ class PromptTokens:
     def text(self) -> str:
         """The words, joined by single spaces."""
         return " ".join(word.text for word in self.words)
+
+    @property
+    def parts(self) -> tuple[Word, ...]:
+        """The words, cut where the tokenizer cuts them."""
+        return tuple(part for word in self.words for part in word.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,27 +67,21 @@ class Alignment:
 def replace_words(
     source: PromptTokens, target: PromptTokens, *, published_tail: bool = False
 ) -> Alignment:
-    """Align two prompts of equally many words, word by word.
+    """Align two prompts of equally many words, word by word, or of equally many parts.
 
     Args:
         source: The prompt that describes the image.
         target: The prompt that describes the edit.
         published_tail: Leave the tokens after the last replaced word where they stand, as the
-            published code does, instead of moving them with their words. The two differ only
-            where a replaced word changes its number of tokens.
+            published code does, instead of moving them with their words, and do not look into
+            words. The two differ only where a replaced word changes its number of tokens.
 
     Raises:
-        PalimpsestError: If the word counts differ.
+        PalimpsestError: If the counts differ.
     """
-    if len(source.words) != len(target.words):
-        raise PalimpsestError(
-            f"Replace needs as many words in the target prompt as in the source prompt, got "
-            f"{len(target.words)} ({target.text!r}) for {len(source.words)} ({source.text!r}). "
-            "Use mode refine, or write the prompts word for word."
-        )
     aligned = [
         (s.positions, t.positions)
-        for s, t in zip(source.words, target.words, strict=True)
+        for s, t in _pairs(source, target, whole=published_tail)
         if s.positions and t.positions and (s.text != t.text or not published_tail)
     ]
     mapping = torch.zeros(len(source.ids), len(target.ids))
@@ -99,6 +94,39 @@ def replace_words(
     if published_tail:
         return Alignment(mapping, torch.ones(len(target.ids)))
     return Alignment(mapping, (mapping != 0).any(0).float())
+
+
+def same_words(source: PromptTokens, target: PromptTokens) -> bool:
+    """Whether a target prompt says word for word what the source prompt says, in other words.
+
+    Marks may come and go; what is one word between spaces but a list of several, such as tags
+    without spaces or a line of Chinese, must be as long as its counterpart.
+    """
+    if len(source.words) == len(target.words):
+        pairs = zip(source.words, target.words, strict=True)
+        return all(s.spoken == t.spoken or len(s.parts) == len(t.parts) for s, t in pairs)
+    return len(source.parts) == len(target.parts)
+
+
+def _pairs(source: PromptTokens, target: PromptTokens, *, whole: bool) -> list[tuple[Word, Word]]:
+    """Which word, or part of a word, becomes which."""
+    if len(source.words) == len(target.words):
+        words = zip(source.words, target.words, strict=True)
+        return [pair for s, t in words for pair in _within(s, t, whole=whole)]
+    if len(source.parts) == len(target.parts) and not whole:
+        return list(zip(source.parts, target.parts, strict=True))
+    raise PalimpsestError(
+        f"Replace needs as many words in the target prompt as in the source prompt, got "
+        f"{len(target.words)} ({target.text!r}) for {len(source.words)} ({source.text!r}). "
+        "Use mode refine, or write the prompts word for word."
+    )
+
+
+def _within(source: Word, target: Word, *, whole: bool) -> list[tuple[Word, Word]]:
+    """A word and what it becomes, part by part where they have equally many."""
+    if whole or len(source.parts) != len(target.parts):
+        return [(source, target)]
+    return list(zip(source.parts, target.parts, strict=True))
 
 
 def _copy_gap(mapping: Tensor, source: range, target: range) -> None:
@@ -175,8 +203,8 @@ def positions_of(word: str, prompt: PromptTokens, *, role: str) -> tuple[int, ..
     """Token positions of every occurrence of a word.
 
     Args:
-        word: One word, or several separated by spaces; compared without case and without
-            punctuation at its ends.
+        word: One word or several, as they stand in the prompt; compared without case and without
+            the marks of a sentence.
         prompt: Where to look.
         role: What the prompt is called in the message, for example "target prompt".
 
@@ -196,16 +224,31 @@ def positions_of(word: str, prompt: PromptTokens, *, role: str) -> tuple[int, ..
 
 def find_word(word: str, prompt: PromptTokens) -> tuple[int, ...]:
     """Token positions of every occurrence of a word, as `positions_of`; empty where it is not."""
-    wanted = [_bare(part) for part in word.split()]
-    have = [_bare(w.text) for w in prompt.words]
-    return tuple(
-        position
-        for start in range(len(have) - len(wanted) + 1)
-        if have[start : start + len(wanted)] == wanted
-        for w in prompt.words[start : start + len(wanted)]
-        for position in w.positions
-    )
+    parts, wanted = prompt.parts, unmarked(word)
+    if not wanted:  # a mark alone
+        return tuple(p for part in parts if part.text == word.strip() for p in part.positions)
+    text, starts, ends = _line(parts)
+    found, at = [], text.find(wanted)
+    while at >= 0:
+        first, last = starts.get(at), ends.get(at + len(wanted))
+        if first is not None and last is not None:
+            found += [p for part in parts[first : last + 1] for p in part.positions]
+        at = text.find(wanted, at + 1)
+    return tuple(dict.fromkeys(found))
 
 
-def _bare(word: str) -> str:
-    return word.lower().strip(".,;:!?\"'")
+def _line(parts: Sequence[Word]) -> tuple[str, dict[int, int], dict[int, int]]:
+    """Parts without marks as one line, and which of them begins and ends at which letter."""
+    line, starts, ends, apart = "", {}, {}, False
+    for number, part in enumerate(parts):
+        # What hangs on a word, as the 's of girl's, is no quoted letter.
+        text = part.text.lower() if part.hangs else unmarked(part.text)
+        apart = apart or not part.glued or not text
+        if not text:
+            continue
+        line += " " if apart and line else ""
+        starts[len(line)] = number
+        line += text
+        ends[len(line)] = number
+        apart = False
+    return line, starts, ends

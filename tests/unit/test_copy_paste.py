@@ -347,3 +347,20 @@ def test_a_point_outside_is_refused_by_the_number_of_its_drag(outside, regions):
 def test_a_region_without_its_handle_is_refused():
     with pytest.raises(PalimpsestError, match=r"^The region is black at cell \(5, 4\), where a"):
         connected(mask_of({(4, 4)}), (5, 4))
+
+
+def test_where_no_square_fits_a_region_is_the_way_out():
+    """A picture one cell high: the sentence was to use at most 0, which is refused as well."""
+    x, moves = torch.zeros(1, 4, 1, 12), [Move(0, (2, 0), (6, 0))]
+    with pytest.raises(PalimpsestError) as error:
+        copy_paste(x, moves, 1.0, brush=Brush(1), draw=torch.zeros_like)
+    assert str(error.value) == (
+        "The radius is 1 cells, so that a square of 2 x 2 is copied, larger than the latent of "
+        "12 x 1: paint what moves as a region, which may be thin."
+    )
+    region = torch.zeros(1, 12, dtype=torch.bool)
+    region[0, 1:4] = True
+    brush = Brush(1, alpha=1.0, beta=1.0)
+    x[..., 1:4] = 7.0
+    made = copy_paste(x, moves, 1.0, brush=brush, draw=torch.zeros_like, regions=[region])
+    assert made[0, 0, 0].tolist() == [0, 7, 7, 7, 0, 7, 7, 7, 0, 0, 0, 0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from palimpsest.pipelines.attention.prompt_to_prompt import LARGEST_WEIGHT, parse_weights
+from palimpsest.pipelines.attention.prompt_to_prompt import WEIGHTS, parse_weights
 from palimpsest.pipelines.copy_paste import Brush, Move, copy_paste
 from palimpsest.pipelines.diffedit import edit_mask
 from palimpsest.pipelines.errors import QUOTED, PalimpsestError, quoted
@@ -77,11 +77,11 @@ def test_a_word_weight_that_overflows_is_refused(factor):
     with pytest.raises(PalimpsestError, match="a number from -100 to 100") as caught:
         parse_weights(f"blue: {factor}")
     assert len(str(caught.value)) <= 250
-    assert parse_weights(f"blue: {LARGEST_WEIGHT:g}\nred: -2") == {"blue": 100.0, "red": -2.0}
+    assert parse_weights(f"blue: {WEIGHTS[1]:g}\nred: -2") == {"blue": 100.0, "red": -2.0}
 
 
 def test_a_picture_one_cell_high_is_told_what_would_help():
-    with pytest.raises(PalimpsestError, match="8 x 1 cells, too small for any square: take a larg"):
+    with pytest.raises(PalimpsestError, match=r"8 x 1: paint what moves as a region"):
         copy_paste(
             torch.zeros(1, 4, 1, 8),
             [Move(0, (1, 0), (3, 0))],
