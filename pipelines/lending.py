@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from .attention.bank import NO_HOOKS, Hooks, Role
+from .attention.hooks import NO_HOOKS, Hooks, Role
 from .attention.value_mapping import ValuesAt
 from .denoiser import Denoiser, Guidance
 from .schedule import Scale

@@ -10,7 +10,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_base import BaseModel
 from torch import Tensor, nn
 
-from ...pipelines.attention.bank import QKV, AttentionHook, Kind, Site, attend
+from ...pipelines.attention.hooks import QKV, AttentionHook, Kind, Site, attend
 from ...pipelines.errors import PalimpsestError
 from .calls import Call, call_of, of_ours
 

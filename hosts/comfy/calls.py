@@ -16,7 +16,7 @@ from uuid import UUID
 
 from torch import Tensor
 
-from ...pipelines.attention.bank import ROLES, Role, Site
+from ...pipelines.attention.hooks import ROLES, Role, Site
 from ...pipelines.errors import PalimpsestError
 
 #: Where a call carries its token, among the options that core hands to every patch.

@@ -9,7 +9,7 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import create_model_options_clone
 from torch import Tensor
 
-from ...pipelines.attention.bank import NO_HOOKS, AttentionHook, Hooks
+from ...pipelines.attention.hooks import NO_HOOKS, AttentionHook, Hooks
 from .attention import hooked_options
 from .calls import TOKEN, Call
 from .guidance import asked_by_core

@@ -11,7 +11,7 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import create_model_options_clone
 from torch import Tensor
 
-from ...pipelines.attention.bank import QKV, AttentionHook, attend
+from ...pipelines.attention.hooks import QKV, AttentionHook, attend
 from .calls import call_of, of_ours
 
 #: Core's one slot for another attention: (its function, q, k, v, heads, ...) -> out.

@@ -10,7 +10,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from comfy.model_base import BaseModel
 from torch import Tensor
 
-from ...pipelines.attention.bank import FeatureHook, hooked_feature
+from ...pipelines.attention.hooks import FeatureHook, hooked_feature
 from .calls import call_of, of_ours
 
 #: Core's patch point: pairs of a class of layers and what is called in their place.

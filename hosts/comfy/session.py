@@ -19,7 +19,7 @@ from comfy.model_patcher import create_model_options_clone
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
-from ...pipelines.attention.bank import NO_HOOKS, Hooks, Role
+from ...pipelines.attention.hooks import NO_HOOKS, Hooks, Role
 from ...pipelines.denoiser import Denoiser, Guidance, RowCount, per_row
 from ...pipelines.lending import Mix
 from .calls import Call

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from ...pipelines.attention.bank import (
+from ...pipelines.attention.hooks import (
     QKV,
     AttentionHook,
     FeatureHook,

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...pipelines.attention.bank import NO_HOOKS, Hooks
 from ...pipelines.attention.cross_maps import CrossMaps
+from ...pipelines.attention.hooks import NO_HOOKS, Hooks
 from ...pipelines.denoiser import RowCount
 from ...pipelines.inversion.image_tokens import fit_width, latent_tokens
 from ...pipelines.inversion.style_diffusion import Fitted, Fitting, Source, carried_by, fit

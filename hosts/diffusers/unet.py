@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ...pipelines.attention.bank import NO_HOOKS, Control, Hooks, Role
+from ...pipelines.attention.bank import Control
 from ...pipelines.attention.features import FeatureRecorder
+from ...pipelines.attention.hooks import NO_HOOKS, Hooks, Role
 from ...pipelines.correction import DIRECT_INVERSION, Correction
 from ...pipelines.couplings import Convention, ddim
 from ...pipelines.denoiser import (

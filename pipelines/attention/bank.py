@@ -10,103 +10,17 @@ whose queries, keys and values come from either row; of a residual block it is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..errors import PalimpsestError
 from ..schedule import Moment
-
-Kind = Literal["self", "cross", "joint", "features"]
-Role = Literal["cond", "uncond"]
-
-#: The branches of the guidance.
-ROLES: tuple[Role, ...] = ("cond", "uncond")
-
-
-class Site(NamedTuple):
-    """One place of the network in one call, seen for one branch of the guidance.
-
-    Attributes:
-        kind: Self-, cross- or joint attention, or the features of a residual block.
-        layer: Position among the network's places of that sort in execution order, from 0:
-            transformer blocks, or residual blocks.
-        role: Which branch of the guidance the rows belong to.
-        tokens: Queries of the attention, or cells of the feature map.
-        text: How many of the keys of a joint attention, the first ones, are text.
-    """
-
-    kind: Kind
-    layer: int
-    role: Role
-    tokens: int = 0
-    text: int = 0
-
-
-class QKV(NamedTuple):
-    """Queries [B, P, C], keys [B, S, C] and values [B, S, C]; heads lie side by side in C.
-
-    Of a recorded source, what no control reads may be None.
-    """
-
-    q: Tensor | None
-    k: Tensor | None
-    v: Tensor | None
-
-
-class AttentionHook(Protocol):
-    """What a host calls at every attention: the terms of the sum, or None to leave it alone."""
-
-    def __call__(self, site: Site, qkv: QKV) -> tuple[QKV, ...] | None: ...
-
-
-class FeatureHook(Protocol):
-    """What a host calls with what every residual block adds to its input, [B, C, h, w].
-
-    It gives what shall be added instead, or None to leave it alone.
-    """
-
-    def __call__(self, site: Site, feature: Tensor) -> Tensor | None: ...
-
-
-class Hooks(NamedTuple):
-    """Who sees a network from inside while it runs; None does not look."""
-
-    attention: AttentionHook | None = None
-    feature: FeatureHook | None = None
-
-
-NO_HOOKS = Hooks()
-
-
-def together(every: Iterable[Hooks]) -> Hooks:
-    """Several observers as one: all of them look, one of them may change what it sees.
-
-    Raises:
-        ValueError: When two want to change the same place, in the call where they do.
-    """
-    every = list(every)
-    attention = [hooks.attention for hooks in every if hooks.attention is not None]
-    feature = [hooks.feature for hooks in every if hooks.feature is not None]
-    return Hooks(_first_answer(attention), _first_answer(feature))
-
-
-def _first_answer(hooks: list[Callable]) -> Callable | None:
-    if len(hooks) < 2:
-        return hooks[0] if hooks else None
-
-    def ask(site: Site, seen: QKV | Tensor) -> tuple[QKV, ...] | Tensor | None:
-        answers = [a for a in (hook(site, seen) for hook in hooks) if a is not None]
-        if len(answers) > 1:
-            raise ValueError(f"{len(answers)} hooks want to change {site}.")
-        return answers[0] if answers else None
-
-    return ask
+from .hooks import QKV, ROLES, Hooks, Kind, Role, Site
 
 
 class Control(Protocol):
@@ -300,66 +214,3 @@ def _match_rows(stored: Tensor | None, like: Tensor) -> Tensor | None:
     if len(stored) == len(like):
         return stored
     return stored.repeat_interleave(len(like) // len(stored), dim=0)
-
-
-def attend(
-    qkv: QKV,
-    kind: Kind,
-    layer: int,
-    roles: Sequence[Role],
-    hook: AttentionHook,
-    sdpa: Callable[[QKV], Tensor],
-    text: int = 0,
-) -> Tensor:
-    """One attention call of a host, with a hook in it.
-
-    Args:
-        qkv: The whole batch; equal parts of it belong to the branches of the guidance.
-        kind: Self-, cross- or joint attention.
-        layer: Position among the transformer blocks.
-        roles: Branch of each part, in order.
-        hook: Asked for each part.
-        sdpa: The host's fused attention.
-        text: See `Site`.
-    """
-    parts = [QKV(*part) for part in zip(*(t.chunk(len(roles)) for t in qkv), strict=True)]
-    sums = [
-        hook(Site(kind, layer, role, part.q.shape[1], text), part)
-        for role, part in zip(roles, parts, strict=True)
-    ]
-    if not any(sums):
-        return sdpa(qkv)
-    terms = [terms or (part,) for terms, part in zip(sums, parts, strict=True)]
-    outs = _first_terms([t[0] for t in terms], sdpa)
-    for i, own in enumerate(terms):
-        for term in own[1:]:
-            outs[i] = outs[i] + sdpa(term)
-    return torch.cat(outs)
-
-
-def _first_terms(terms: list[QKV], sdpa: Callable[[QKV], Tensor]) -> list[Tensor]:
-    """The first term of every part, in one fused call where their keys are equally many."""
-    if any(term.k.shape != terms[0].k.shape for term in terms):
-        return [sdpa(term) for term in terms]
-    joined = QKV(*(torch.cat(tensors) for tensors in zip(*terms, strict=True)))
-    return list(sdpa(joined).chunk(len(terms)))
-
-
-def hooked_feature(feature: Tensor, layer: int, roles: Sequence[Role], hook: FeatureHook) -> Tensor:
-    """What a residual block of a host adds to its input, with a hook in it.
-
-    Args:
-        feature: [rows, C, h, w] of the whole batch, as in `attend`.
-        layer: Position among the residual blocks.
-        roles: Branch of each equal part of the batch, in order.
-        hook: Asked for each part.
-    """
-    parts = feature.chunk(len(roles))
-    cells = feature.shape[-2:].numel()
-    answers = [
-        hook(Site("features", layer, role, cells), part)
-        for role, part in zip(roles, parts, strict=True)
-    ]
-    if all(answer is None for answer in answers):
-        return feature
-    return torch.cat([p if a is None else a for a, p in zip(answers, parts, strict=True)])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PalimpsestError
-from .bank import QKV, Site
+from .hooks import QKV, Site
 
 #: A map layer has this many latent cells per query: 16 x 16 queries of a 64 x 64 latent.
 CELLS_PER_QUERY = 16

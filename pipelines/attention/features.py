@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..schedule import Moment, moment_at, moment_of
-from .bank import QKV, Control, Hooks, Site, read_by_target
+from .bank import Control, read_by_target
+from .hooks import QKV, Hooks, Site
 
 #: What one step keeps.
 Kept = Mapping[Site, QKV]

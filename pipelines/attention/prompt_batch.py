@@ -7,7 +7,8 @@ import torch
 
 from ..errors import PalimpsestError
 from ..schedule import Moment
-from .bank import QKV, Control, Role, Site
+from .bank import Control
+from .hooks import QKV, Role, Site
 from .prompt_to_prompt import Mode, rewrite_prompt
 from .tokens import PromptTokens, find_word, positions_of
 

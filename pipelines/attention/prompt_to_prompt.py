@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..errors import PalimpsestError, quoted
 from ..schedule import Moment
-from .bank import QKV, Role, Site
+from .hooks import QKV, Role, Site
 from .tokens import Alignment, PromptTokens, positions_of, refine_tokens, replace_words, same_words
 
 Mode = Literal["auto", "replace", "refine"]

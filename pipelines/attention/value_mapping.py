@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .bank import Role
+from .hooks import Role
 
 #: The value mapping of a level, [2, B, T, C]; None leaves values alone.
 ValuesAt = Callable[[Tensor], Tensor | None]

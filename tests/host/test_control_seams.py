@@ -11,7 +11,7 @@ from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.schedules import schedule
-from palimpsest.pipelines.attention.bank import QKV
+from palimpsest.pipelines.attention.hooks import QKV
 from palimpsest.pipelines.correction import DIRECT_INVERSION
 from palimpsest.tests.host import agree, flow
 from palimpsest.tests.host.test_comfy_editing import latent_for, relative

@@ -10,7 +10,7 @@ from palimpsest.hosts.diffusers.attention import hooked, transformer_blocks
 from palimpsest.hosts.diffusers.folder import load_folder
 from palimpsest.hosts.diffusers.prompt import Prompt, prompt_tokens
 from palimpsest.hosts.diffusers.unet import DiffusersUNet
-from palimpsest.pipelines.attention.bank import NO_HOOKS, QKV, Hooks
+from palimpsest.pipelines.attention.hooks import NO_HOOKS, QKV, Hooks
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.denoiser import RowCount
 from palimpsest.pipelines.errors import PalimpsestError

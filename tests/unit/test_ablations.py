@@ -9,7 +9,8 @@ from itertools import pairwise, product
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.bank import QKV, Bank, Site
+from palimpsest.pipelines.attention.bank import Bank
+from palimpsest.pipelines.attention.hooks import QKV, Site
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.correction import ADD_SOURCE, ADD_TARGET, DIRECT_INVERSION, Correction
 from palimpsest.pipelines.couplings import ddim

@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.bank import QKV, Bank, Site, attend
+from palimpsest.pipelines.attention.bank import Bank
+from palimpsest.pipelines.attention.hooks import QKV, Site, attend
+from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.schedule import moment_at
 from palimpsest.tests.unit.analytic import distance, geometric, picture
 from palimpsest.tests.unit.maps import attention
@@ -141,7 +143,7 @@ def test_a_new_step_forgets_the_last_one():
     bank.begin(AT[1])
     assert bank.empty
     assert bank.runs(AT[1])
-    with pytest.raises(KeyError):  # never an old step's tensors: that would be a silent mistake
+    with pytest.raises(PalimpsestError, match="source did not run"):  # never an old step's tensors
         bank.inject(SELF, qkv(1))
 
 

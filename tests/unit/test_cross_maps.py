@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.bank import QKV, Site
 from palimpsest.pipelines.attention.cross_maps import MOST_LAYERS, CrossMaps, attention_map
+from palimpsest.pipelines.attention.hooks import QKV, Site
 
 
 def drawn(*shape, seed=0):

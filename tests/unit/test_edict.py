@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.bank import QKV, Bank, Site
+from palimpsest.pipelines.attention.bank import Bank
+from palimpsest.pipelines.attention.hooks import QKV, Site
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.edict import (
     Coupled,

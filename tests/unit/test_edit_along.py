@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.bank import NO_HOOKS, QKV, Hooks, Site, together
+from palimpsest.pipelines.attention.hooks import NO_HOOKS, QKV, Hooks, Site, together
 from palimpsest.pipelines.correction import ADD_SOURCE, DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.couplings import ddim, denoise_chain, independent, markov
 from palimpsest.pipelines.edit_along import edit_along

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from palimpsest.pipelines.attention.bank import QKV, Bank, Site
+from palimpsest.pipelines.attention.bank import Bank
+from palimpsest.pipelines.attention.hooks import QKV, Site
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.correction import (
     ADD_SOURCE,

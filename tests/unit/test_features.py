@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.bank import QKV, Bank, Site
+from palimpsest.pipelines.attention.bank import Bank
 from palimpsest.pipelines.attention.features import FeatureRecorder
+from palimpsest.pipelines.attention.hooks import QKV, Site
 from palimpsest.pipelines.couplings import ddim
 from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.schedule import moment_at, vp_scale

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.bank import QKV, Bank, Site, attend
+from palimpsest.pipelines.attention.bank import Bank
+from palimpsest.pipelines.attention.hooks import QKV, Site, attend
 from palimpsest.pipelines.attention.prompt_batch import PromptBatch, rewrite_prompts
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.errors import PalimpsestError

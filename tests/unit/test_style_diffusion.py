@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.bank import QKV, Site
 from palimpsest.pipelines.attention.cross_maps import CrossMaps
+from palimpsest.pipelines.attention.hooks import QKV, Site
 from palimpsest.pipelines.attention.value_mapping import value_context, value_contexts
 from palimpsest.pipelines.couplings import ddim
 from palimpsest.pipelines.errors import PalimpsestError

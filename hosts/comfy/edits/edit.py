@@ -11,7 +11,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....pipelines.attention.bank import Control, Role
+from ....pipelines.attention.bank import Control
+from ....pipelines.attention.hooks import Role
 from ....pipelines.correction import Correction
 from ....pipelines.denoiser import Denoiser
 from ....pipelines.edit_along import edit_along

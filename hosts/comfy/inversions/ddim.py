@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ....pipelines.attention.bank import NO_HOOKS
 from ....pipelines.attention.features import FeatureRecorder
+from ....pipelines.attention.hooks import NO_HOOKS
 from ....pipelines.couplings import Convention, ddim
 from ....pipelines.errors import PalimpsestError
 from ....pipelines.recording import Recorded

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ....pipelines.attention.bank import QKV, Site
 from ....pipelines.attention.features import Kept, Store
+from ....pipelines.attention.hooks import QKV, Site
 from ....pipelines.errors import PalimpsestError
 
 MIB = 2**20

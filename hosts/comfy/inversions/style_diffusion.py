@@ -8,8 +8,8 @@ import comfy.clip_vision
 import torch
 from torch import Tensor
 
-from ....pipelines.attention.bank import NO_HOOKS, Hooks
 from ....pipelines.attention.cross_maps import CrossMaps
+from ....pipelines.attention.hooks import NO_HOOKS, Hooks
 from ....pipelines.errors import PalimpsestError
 from ....pipelines.inversion.image_tokens import fit_width, latent_tokens
 from ....pipelines.inversion.style_diffusion import Fitted, Fitting, Source, carried_by, fit
