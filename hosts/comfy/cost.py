@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
 
 from ...pipelines.trajectory import Recipe
-from .coordinates import OURS, Space
-from .guidance import BranchGuider
-from .session import Session, run
 
 
 @dataclass(frozen=True)
@@ -26,21 +18,6 @@ class Spent:
 
     rows: int
     seconds: float
-
-
-def timed(
-    guider: BranchGuider,
-    samples: Tensor,
-    levels: Tensor,
-    algorithm: Callable[[Session], Any],
-    *,
-    space: Space = OURS,
-    total: int | None = None,
-) -> tuple[Any, Spent]:
-    """Call `run`, and say what it cost."""
-    start = time.perf_counter()
-    result, rows = run(guider, samples, levels, algorithm, space=space, total=total)
-    return result, Spent(rows, time.perf_counter() - start)
 
 
 def cost_text(spent: Spent, recipe: Recipe) -> str:

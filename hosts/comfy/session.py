@@ -4,6 +4,7 @@ The algorithm stands where ComfyUI expects a sampler: loading, offloading, LoRA,
 previews and interruption are the host's own. A denoiser exists only while the session does.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from ...pipelines.denoiser import Denoiser, Guidance, RowCount, per_row
 from ...pipelines.lending import Mix
 from .calls import Call
 from .coordinates import OURS, Space
+from .cost import Spent
 from .guests import read_the_level
 from .guidance import (
     BranchGuider,
@@ -254,7 +256,7 @@ def run(
     space: Space = OURS,
     total: int | None = None,
     callback: Callable[[int, Tensor, Tensor, int], None] | None = None,
-) -> tuple[Any, int]:
+) -> tuple[Any, Spent]:
     """Call `algorithm` with the model loaded.
 
     Args:
@@ -268,12 +270,13 @@ def run(
             core's own progress and previews if not given.
 
     Returns:
-        What `algorithm` returned, and the rows spent.
+        What `algorithm` returned, and what it cost.
     """
+    began = time.perf_counter()
     total = len(levels) - 1 if total is None else total
     sampler = _SessionSampler(algorithm, space, total)
     callback = callback or latent_preview.prepare_callback(guider.model_patcher, total)
     guider.sample(
         torch.zeros_like(samples), samples, sampler, levels, callback=callback, disable_pbar=True
     )
-    return sampler.result, sampler.rows.rows
+    return sampler.result, Spent(sampler.rows.rows, time.perf_counter() - began)

@@ -5,7 +5,16 @@ from palimpsest.dev import use_comfy
 use_comfy()
 
 import pytest
+import torch
+from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.tests.host import tiny
+
+
+@pytest.fixture
+def as_core_runs_nodes():
+    """Nodes run in inference mode: `pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")`."""
+    with torch.inference_mode():
+        yield
 
 
 def _folder(make, tmp_path_factory):
@@ -25,3 +34,9 @@ def sd2_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def sdxl_folder(tmp_path_factory):
     return _folder(tiny.make_sdxl, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def sd1(sd1_folder):
+    """The tiny SD 1 as core's MODEL, CLIP and VAE; a test leaves it as it was."""
+    return load_folder(sd1_folder)

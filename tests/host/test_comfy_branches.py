@@ -17,23 +17,13 @@ from palimpsest.hosts.comfy.edits.guider import EditGuider
 from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.noise import noise_of_trajectory
 from palimpsest.hosts.comfy.inversions.picture import Picture
-from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.pipelines.correction import UNCORRECTED, Correction
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree
 from palimpsest.tests.host.test_comfy_editing import latent_for, relative
 
-
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 @pytest.fixture(scope="module")

@@ -28,15 +28,7 @@ CALM = 0.1
 STEPS, CFG = 4, 3.0
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 def inverted(model, source, empty, latent, levels, cfg=CFG):

@@ -20,15 +20,7 @@ def relative(a, b):
     return float((a - b).norm() / b.norm())
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="session")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 @pytest.mark.parametrize("kind", ["sd1_folder", "sd2_folder", "sdxl_folder"])

@@ -21,15 +21,7 @@ from palimpsest.tests.host.test_comfy_editing import latent_for
 FEATURE = "Invert (Null-text)"
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 @pytest.fixture(scope="module")

@@ -40,15 +40,7 @@ STEPS = 3
 SOURCE, TARGET = "a red cat on a mat", "a blue dog on a mat"
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 @pytest.fixture(scope="module", params=["sd1_folder", "sd2_folder", "sdxl_folder"])

@@ -40,10 +40,7 @@ NETWORK = 1e-5
 FLOWS = {"flux": flow.make_flux, "sd3": flow.make_sd3}
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 @pytest.fixture(scope="module", params=FLOWS)
@@ -190,12 +187,12 @@ def test_our_denoiser_is_cores_prediction(level, scale):
         def ours(session, sigma=sigma):
             return session.denoiser(session.target)(session.x0, sigma)
 
-        predicted, rows = in_session(model, ours, leftover, torch.tensor([level, 0.0]))
+        predicted, spent = in_session(model, ours, leftover, torch.tensor([level, 0.0]))
         z, denoised = cores_own(model, leftover, level)
         x = model.model.process_latent_in(leftover)
         assert relative(z, space.shown(x, sigma)) < FLOAT32
         assert relative(predicted, denoised) < NETWORK
-        assert rows == 2
+        assert spent.rows == 2
         # The prompt and the guidance are heard, or agreeing would say little.
         assert relative(cores_own(model, leftover, level, conditioning=SOURCE)[1], denoised) > 1e-3
         assert relative(cores_own(model, leftover, level, cfg=1.0)[1], denoised) > 1e-3

@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from palimpsest.hosts.comfy.coordinates import host_levels, space_of
-from palimpsest.hosts.comfy.cost import timed
 from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest
 from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.picture import Picture
-from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.schedules import schedule
+from palimpsest.hosts.comfy.session import run as in_a_session
 from palimpsest.pipelines.attention.hooks import QKV
 from palimpsest.pipelines.correction import DIRECT_INVERSION
 from palimpsest.tests.host import agree, flow
@@ -25,15 +24,7 @@ HOSTS = 1e-4
 SAME = 1e-6
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 @dataclass(frozen=True)
@@ -173,7 +164,7 @@ def run(request):
     space = space_of(request.model, "Edit")
     levels = host_levels(space, request.trajectory.sigmas)
     origin = request.trajectory.origin
-    return timed(request.guider(), origin, levels, algorithm, space=space)
+    return in_a_session(request.guider(), origin, levels, algorithm, space=space)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,7 @@ from palimpsest.tests.host.test_comfy_editing import HOSTS_AGREE, relative
 WEIGHTS = Path(__file__).resolve().parents[2] / "demo" / "weights"
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 @pytest.fixture(scope="module")

@@ -46,10 +46,7 @@ every_method = pytest.mark.parametrize("method", METHODS)
 every_space = pytest.mark.parametrize("method", SPACES)
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 @pytest.fixture(scope="module", params=FLOWS)

@@ -19,7 +19,6 @@ from palimpsest.hosts.comfy.edits.cycle_sde import Draws, cycle_sde, diffedit
 from palimpsest.hosts.comfy.edits.edit import edit
 from palimpsest.hosts.comfy.inversions.negative_prompt import invert_negative_prompt
 from palimpsest.hosts.comfy.inversions.picture import Picture
-from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.noise_space import EDIT_FRIENDLY, cycle_diffusion
 from palimpsest.tests.host.test_comfy_branches import lora
@@ -31,15 +30,7 @@ from palimpsest.tests.host.test_noise_inversions import SOURCE, invert, levels_o
 ROUNDING = 1e-5
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 def node(make, *args):

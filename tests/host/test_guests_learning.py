@@ -1,14 +1,12 @@
 """What other nodes put on a model takes part in learning, or is one sentence."""
 
 import pytest
-import torch
 from comfy_extras.nodes_freelunch import FreeU, FreeU_V2
 from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from palimpsest.hosts.comfy.inversions.ddim import Picture
 from palimpsest.hosts.comfy.inversions.null_text import invert_null_text
 from palimpsest.hosts.comfy.inversions.style_diffusion import invert_style_diffusion
 from palimpsest.hosts.comfy.learning.gradients import gradients
-from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.null_text import NullText
@@ -18,16 +16,7 @@ from palimpsest.tests.host.test_comfy_editing import latent_for
 from palimpsest.tests.host.test_comfy_gradients import FEATURE, picture_of, slope_of, start_of
 from palimpsest.tests.host.test_guests import node
 
-
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 GUESTS = {

@@ -49,10 +49,7 @@ WRONG = {
 }
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 @pytest.fixture

@@ -35,15 +35,7 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "demo" / "weights"
 SUMS_DIFFER = 1e-5
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 def request_for(loaded, samples=None, **changes):

@@ -8,7 +8,6 @@ from palimpsest.hosts.comfy.edits.edit import EditRequest
 from palimpsest.hosts.comfy.edits.edit import edit as edit_along
 from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.picture import Picture
-from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.masks import check_mask_fits, latent_mask
 from palimpsest.hosts.comfy.schedules import part_of_schedule, schedule
 from palimpsest.nodes.inpaint import Inpaint
@@ -27,15 +26,7 @@ ROWS, COLUMNS = 5, 6
 TOP, LEFT = 3, 2
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 @pytest.fixture(scope="module")

@@ -30,15 +30,7 @@ from palimpsest.tests.host.test_comfy_editing import HOSTS_AGREE, latent_for, re
 STRONG = Proximal("hard", quantile=0.7, pull=0.5, below=1.0)
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,15 +35,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 every_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 def words(loaded, text):

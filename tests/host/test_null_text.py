@@ -29,15 +29,7 @@ STEPS, CFG = 3, 3.0
 SETTINGS = NullText(CFG, inner_steps=3, epsilon=0.0)
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 def picture_of(loaded, latent=None, model=None, positive=None, negative=None):

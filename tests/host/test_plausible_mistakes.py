@@ -5,7 +5,6 @@ import time
 import pytest
 import torch
 from palimpsest.hosts.comfy.edits.edit import reconstruction_text
-from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.schedules import LARGEST_SCHEDULE, schedule
 from palimpsest.nodes.control import PromptToPrompt
 from palimpsest.nodes.inversions.edit_friendly import InvertEditFriendly
@@ -17,15 +16,7 @@ from palimpsest.tests.host.agree import encode
 PROMPT = "a red cat on the mat"
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 def painting(sd1, **changes):

@@ -20,10 +20,7 @@ TARGETS = ["a blue heart on grass", "a red star on grass", "a red heart on grass
 BATCHED = 1e-4
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 @pytest.fixture(scope="module")

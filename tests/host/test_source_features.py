@@ -18,7 +18,6 @@ from palimpsest.hosts.comfy.inversions.features import (
     features_text,
 )
 from palimpsest.hosts.comfy.inversions.picture import Picture
-from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.pipelines.attention.features import FeatureRecorder
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
@@ -36,15 +35,7 @@ STEPS = 5
 SAME = 1e-6
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 def kept(sd1, place="memory", budget=64 * MIB, convention="current", batch=1, model=None):

@@ -50,15 +50,7 @@ LEVEL = torch.tensor(0.75, dtype=torch.float64)
 FAMILIES = ["sd1_folder", "sd2_folder", "sdxl_folder"]
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 @pytest.fixture(scope="module")

@@ -24,15 +24,7 @@ HOSTS = 1e-4
 SAME = 1e-6
 
 
-@pytest.fixture(autouse=True)
-def as_core_runs_nodes():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(scope="module")
-def sd1(sd1_folder):
-    return load_folder(sd1_folder)
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 def along(made, cfg=1.0):

@@ -20,13 +20,13 @@ from ....pipelines.kept_region import outside
 from ....pipelines.noise import seeded
 from ....pipelines.trajectory import Trajectory
 from ..coordinates import Space, host_levels, rising_sigmas, space_of
-from ..cost import Spent, timed
+from ..cost import Spent
 from ..fingerprint import conditioning_key, describe, guided_key
 from ..guidance import BranchGuider, Conditioning
 from ..masks import check_mask_fits, latent_mask
 from ..refusals import check_has_picture, check_samples, check_trajectory
 from ..schedules import sigma_of_part
-from ..session import Session
+from ..session import Session, run
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _run(
     guider.set_cfg(request.cfg)
     levels = host_levels(space, sigmas)
     total = 2 * (len(sigmas) - 1)
-    return timed(guider, request.origin, levels, algorithm, space=space, total=total)
+    return run(guider, request.origin, levels, algorithm, space=space, total=total)
 
 
 def _kept(request: CycleRequest, trajectory: Trajectory, spent: Spent) -> Trajectory:

@@ -181,7 +181,7 @@ class Drag:
                 state.x = self._step(session, state.x, moves, sigmas, draw, steps)
                 return session.restore(state.x, state.x0, self.samples).to(kept)
 
-            path.latent, rows = run(
+            path.latent, spent = run(
                 guider,
                 self.samples,
                 request.levels,
@@ -189,7 +189,7 @@ class Drag:
                 space=self.space,
                 callback=lambda step, *_, done=i * per_drag: tell(done + step + 1, total, None),
             )
-            path.rows += rows
+            path.rows += spent.rows
             path.pictures.append(decode_pictures(request.vae, path.latent))
             path.seconds = time.perf_counter() - began
             tell((i + 1) * per_drag, total, path.pictures[-1])

@@ -23,13 +23,13 @@ from ....pipelines.schedule import Scale
 from ....pipelines.trajectory import Trajectory
 from ..attention import require_unet
 from ..coordinates import host_levels, space_of
-from ..cost import Spent, timed
+from ..cost import Spent
 from ..fingerprint import features_key, guided_key
 from ..guidance import BranchGuider, Conditioning, Conds
 from ..inversions.proximal import check_proximal
 from ..masks import check_mask_fits, latent_mask
 from ..refusals import check_owner, check_trajectory
-from ..session import Session
+from ..session import Session, run
 from ..value_patch import with_values
 
 
@@ -219,7 +219,7 @@ def edit(request: EditRequest) -> tuple[Tensor, Tensor | None, Spent]:
         return restored[0], restored[1]
 
     levels = host_levels(space, trajectory.sigmas)
-    (latent, source), spent = timed(
+    (latent, source), spent = run(
         request.guider(), trajectory.origin, levels, algorithm, space=space
     )
     return latent, source, spent

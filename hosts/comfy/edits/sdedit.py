@@ -12,13 +12,13 @@ from ....pipelines.errors import PalimpsestError
 from ....pipelines.noise import seeded
 from ....pipelines.sdedit import sdedit, sigma_of_t0_ve, sigma_of_t0_vp
 from ..coordinates import Space, host_levels, rising_sigmas, space_of
-from ..cost import Spent, timed
+from ..cost import Spent
 from ..guidance import BranchGuider, Conditioning
 from ..latents import samples_of
 from ..masks import check_mask_fits, latent_mask
 from ..refusals import check_samples
 from ..schedules import schedule
-from ..session import Session
+from ..session import Session, run
 
 #: What a strength may count, in the words of the nodes.
 UNITS = ("t0 (VP)", "t0 (VE)", "denoise", "sigma")
@@ -201,4 +201,4 @@ def paint_anew(request: SDEditRequest) -> tuple[Tensor, Spent]:
 
     total = request.repeats * (len(request.levels) - 1)
     levels = host_levels(space, sigmas)
-    return timed(guider, request.samples, levels, algorithm, space=space, total=total)
+    return run(guider, request.samples, levels, algorithm, space=space, total=total)

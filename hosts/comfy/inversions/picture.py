@@ -15,11 +15,11 @@ from ....pipelines.recording import Inversion, Recorded
 from ....pipelines.schedule import check_falling
 from ....pipelines.trajectory import Trajectory
 from ..coordinates import Space, host_levels, rising_sigmas, space_of
-from ..cost import Spent, timed
+from ..cost import Spent
 from ..fingerprint import describe
 from ..guidance import BranchGuider, Conditioning
 from ..refusals import check_samples
-from ..session import Session
+from ..session import Session, run
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Picture:
         guider.set_source(self.positive, self.negative)
         guider.set_cfg(self.cfg)
         levels = host_levels(self.space, self.sigmas)
-        return timed(guider, self.samples, levels, algorithm, space=self.space, total=total)
+        return run(guider, self.samples, levels, algorithm, space=self.space, total=total)
 
     def trajectory(self, recorded: Recorded, spent: Spent) -> Trajectory:
         """What goes out on the wire.
