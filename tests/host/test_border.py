@@ -331,3 +331,21 @@ def test_a_result_that_is_no_number_is_no_success():
         call(Overflow, {"latent": {"samples": torch.ones(1, 4, 8, 8)}, "cfg": 3.0})
     assert "cfg" in str(caught.value) and "float32" in str(caught.value)
     check_sentence(caught.value, "latent")
+
+
+class Encode(Echo):
+    """Gives a prompt that no number is left of."""
+
+    @classmethod
+    def define_schema(cls):
+        text = io.Conditioning.Output(display_name="target")
+        return io.Schema("Encode", display_name="Encode", outputs=[text])
+
+    @classmethod
+    def run(cls):
+        return io.NodeOutput(prompt(torch.full((1, 3, 8), NAN)))
+
+
+def test_what_is_made_of_prompts_alone_names_the_prompt_as_the_cause():
+    with pytest.raises(PalimpsestError, match=r"Encode made a target .* such as \(word:inf\)"):
+        call(Encode, {})

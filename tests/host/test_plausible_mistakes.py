@@ -86,5 +86,5 @@ def test_edit_friendly_says_that_its_sigmas_are_too_few(sd1, sigmas):
 
 @pytest.mark.parametrize("weight", ["nan", "inf"])
 def test_a_prompt_weight_that_is_no_number_is_named_by_the_node_that_encodes_it(sd1, weight):
-    with pytest.raises(PalimpsestError, match=r"^Prompt-to-Prompt made .* such as \(word:inf\)"):
+    with pytest.raises(PalimpsestError, match=f"gives 'red' the weight {weight}, which"):
         PromptToPrompt.execute(sd1.clip, f"a (red:{weight}) cat", "a blue cat", "auto", 0.4, 0.6)
