@@ -13,7 +13,7 @@ from ..hosts.comfy.edits.copy_paste import paste_on_latent
 from ..hosts.comfy.edits.drag import Drag, DragPath, DragRequest, start_drag
 from ..hosts.comfy.files.pictures import save_picture
 from ..hosts.comfy.graph import show_in_node
-from ..hosts.comfy.latents import samples_of
+from ..hosts.comfy.latents import batch_index_of, samples_of, with_samples
 from ..hosts.drawing.sheet import as_picture
 from ..pipelines.copy_paste import Brush
 from ..pipelines.points import DragPoints
@@ -123,8 +123,9 @@ class CopyPaste(Node):
             brush=Brush(**brush),
             seed=seed,
             region=region,
+            batch_index=batch_index_of(latent),
         )
-        return io.NodeOutput({**latent, "samples": pasted})
+        return io.NodeOutput(with_samples(latent, pasted))
 
 
 POSITIVE = io.Conditioning.Input(

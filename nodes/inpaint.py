@@ -6,7 +6,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..hosts.comfy.edits.sdedit import SDEditRequest, paint_anew
-from ..hosts.comfy.latents import samples_of
+from ..hosts.comfy.latents import batch_index_of, samples_of, with_samples
 from ..hosts.comfy.refusals import refuse_noise_mask
 from ..hosts.comfy.schedules import schedule
 from .border import Node
@@ -93,9 +93,10 @@ class Inpaint(Node):
             order=int(order),
             wipe=strength == 1,
             feature=NAME,
+            batch_index=batch_index_of(latent),
         )
         painted, spent = paint_anew(request)
-        return io.NodeOutput({"samples": painted}, ui=told(spent, len(request.levels) - 1))
+        return io.NodeOutput(with_samples(latent, painted), ui=told(spent, len(request.levels) - 1))
 
 
 NODES = [Inpaint]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..hosts.comfy.cells import cell_size
 from ..hosts.comfy.edits.cycle_sde import CycleRequest, Draws, cycle_sde, diffedit
-from ..hosts.comfy.latents import samples_of
+from ..hosts.comfy.latents import batch_index_of, samples_of, with_samples
 from ..hosts.comfy.refusals import refuse_noise_mask
 from ..pipelines.trajectory import Trajectory as Chain
 from .border import Node
@@ -98,9 +98,11 @@ class CycleSDE(Node):
             eta=PROCESSES[process],
             trajectory=trajectory,
             levels_at_once=source_batch,
+            batch_index=None if picture is None else batch_index_of(latent),
         )
         edited, chain, spent = cycle_sde(request)
-        return io.NodeOutput({"samples": edited}, chain, ui=told(spent, chain.steps))
+        made = with_samples(None if picture is None else latent, edited)
+        return io.NodeOutput(made, chain, ui=told(spent, chain.steps))
 
 
 MASK_DRAWS = io.Int.Input(
@@ -191,12 +193,14 @@ class DiffEdit(Node):
             eta=PROCESSES[process],
             levels_at_once=source_batch,
             feature="DiffEdit",
+            batch_index=batch_index_of(latent),
         )
         edited, found, chain, spent = diffedit(request, draws)
         share = f"\nmask: {float(found.mean()):.0%} of the picture"
         cell = cell_size(model)
         pixels = found.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
-        return io.NodeOutput({"samples": edited}, pixels, chain, ui=told(spent, chain.steps, share))
+        made = with_samples(latent, edited)
+        return io.NodeOutput(made, pixels, chain, ui=told(spent, chain.steps, share))
 
 
 def _picture(

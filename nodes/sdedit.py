@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..hosts.comfy.edits.sdedit import UNITS, SDEditRequest, Strength, levels_of, noised, paint_anew
-from ..hosts.comfy.latents import samples_of
+from ..hosts.comfy.latents import batch_index_of, samples_of, with_samples
 from ..hosts.comfy.refusals import refuse_noise_mask
 from .border import Node
 from .inputs import LATENT_OUT, cfg_input, scheduler_input, seed_input, taken, told
@@ -129,7 +129,7 @@ class SDEditNoise(Node):
         refuse_noise_mask(latent, "SDEdit")
         noisy = noised(model, latent, sigma, seed, noise)
         text = f"sigma {sigma:.3g}, {len(levels) - 1} steps"
-        return io.NodeOutput({"samples": noisy}, levels, ui={"palimpsest_text": [text]})
+        return io.NodeOutput(with_samples(latent, noisy), levels, ui={"palimpsest_text": [text]})
 
 
 REPEATS = io.Int.Input(
@@ -169,10 +169,11 @@ class SDEdit(Node):
     def run(cls, model: ModelPatcher, latent: dict[str, Any], **asked: Any) -> io.NodeOutput:
         refuse_noise_mask(latent, "SDEdit")
         levels, sigma = taken(Noising, asked).levels(model)
-        request = SDEditRequest(model, **asked, samples=samples_of(model, latent), levels=levels)
+        samples, numbers = samples_of(model, latent), batch_index_of(latent)
+        request = SDEditRequest(model, **asked, samples=samples, levels=levels, batch_index=numbers)
         painted, spent = paint_anew(request)
         more = f"\nfrom sigma {sigma:.3g}"
-        return io.NodeOutput({"samples": painted}, ui=told(spent, len(levels) - 1, more))
+        return io.NodeOutput(with_samples(latent, painted), ui=told(spent, len(levels) - 1, more))
 
 
 NODES = [SDEditNoise, SDEdit]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..hosts.comfy.cost import Spent
 from ..hosts.comfy.edits.sdedit import UNITS, SDEditRequest, paint_anew
-from ..hosts.comfy.latents import decode_pictures, samples_of
+from ..hosts.comfy.latents import batch_index_of, decode_pictures, samples_of
 from ..hosts.comfy.refusals import refuse_noise_mask
 from ..hosts.drawing.sheet import Sheet, draw_sheet
 from ..pipelines.errors import PalimpsestError, quoted
@@ -99,6 +99,7 @@ class SDEditSweep(Node):
         columns = taken(Columns, asked)
         levels, sigmas = zip(*columns.levels(model), strict=True)
         rows = [(seed + row) % 2**64 for row in range(seeds)]  # the largest seed is 2^64 - 1
+        numbers = batch_index_of(latent)
         first = SDEditRequest(
             model,
             **asked,
@@ -106,6 +107,7 @@ class SDEditSweep(Node):
             levels=levels[0],
             seed=seed,
             feature=NAME,
+            batch_index=numbers and numbers[:1],
         )
         pictures, spent = _sweep(first, levels, rows, vae)
         sheet = _sheet(pictures, columns, sigmas, rows)

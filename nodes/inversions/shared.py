@@ -12,7 +12,7 @@ from ...hosts.comfy.guidance import Conditioning
 from ...hosts.comfy.inversions.noise import noise_of_trajectory
 from ...hosts.comfy.inversions.noise_space import invert_noise
 from ...hosts.comfy.inversions.picture import Picture
-from ...hosts.comfy.latents import samples_of
+from ...hosts.comfy.latents import batch_index_of, samples_of
 from ...hosts.comfy.refusals import refuse_noise_mask
 from ...hosts.comfy.schedules import schedule
 from ...pipelines.errors import PalimpsestError
@@ -226,7 +226,13 @@ class Drawing:
             levels: Levels that win over the picture's own.
         """
         picture = asked.picture(feature, cfg=self.source_cfg, name="source_cfg", levels=levels)
-        made = invert_noise(picture, space, seed=self.seed, levels_at_once=self.source_batch)
+        made = invert_noise(
+            picture,
+            space,
+            seed=self.seed,
+            batch_index=batch_index_of(asked.latent),
+            levels_at_once=self.source_batch,
+        )
         return inverted(picture.model, *made)
 
 

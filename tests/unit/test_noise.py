@@ -52,3 +52,21 @@ def test_noise_is_standard_normal():
 def test_every_seed_of_the_host_is_taken(seed):
     assert torch.equal(seeded(seed)(LIKE), seeded(seed)(LIKE))
     assert not torch.equal(seeded(seed)(LIKE), seeded(seed ^ 1)(LIKE))
+
+
+def test_a_picture_with_a_number_has_the_noise_of_its_number():
+    batch, alone = torch.zeros(3, 4, 5, 7), torch.zeros(1, 4, 5, 7)
+    whole, single, turned = seeded(7, (0, 1, 2)), seeded(7, (1,)), seeded(7, (2, 1, 1))
+    for _ in range(3):
+        drawn, one, other = whole(batch), single(alone), turned(batch)
+        assert torch.equal(one, drawn[1:2])
+        assert torch.equal(other, drawn[[2, 1, 1]])
+        assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_the_draws_of_numbered_pictures_differ_and_follow_the_seed():
+    draw, same, other = seeded(2**64 - 1, (1,)), seeded(2**64 - 1, (1,)), seeded(0, (1,))
+    drawn = [draw(LIKE[:1]) for _ in range(3)]
+    assert all(torch.equal(one, same(LIKE[:1])) for one in drawn)
+    drawn += [other(LIKE[:1]) for _ in range(3)]
+    assert len({float(noise.sum()) for noise in drawn}) == 6

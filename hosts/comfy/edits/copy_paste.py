@@ -63,6 +63,7 @@ def paste_on_latent(
     brush: Brush,
     seed: int,
     region: Tensor | None = None,
+    batch_index: tuple[int, ...] | None = None,
 ) -> Tensor:
     """Copy-Paste on a noisy LATENT, whole drags at once.
 
@@ -74,6 +75,7 @@ def paste_on_latent(
         brush: How.
         seed: Of the noise.
         region: [b, H, W] MASK of what moves; None copies squares.
+        batch_index: Numbers of the pictures that the noise is drawn by, if they have any.
 
     Returns:
         LATENT samples; cells that nothing was copied from or to keep their bits.
@@ -94,6 +96,7 @@ def paste_on_latent(
     regions = None
     if region is not None:
         regions = regions_of(region, pairs, model, samples).at(moves)
-    pasted = copy_paste(x, moves, sigma, brush=brush, draw=seeded(seed), regions=regions)
+    draw = seeded(seed, batch_index)
+    pasted = copy_paste(x, moves, sigma, brush=brush, draw=draw, regions=regions)
     out = model.model.process_latent_out(pasted)
     return torch.where(pasted == x, samples.float(), out)

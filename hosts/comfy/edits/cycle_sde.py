@@ -63,6 +63,7 @@ class CycleRequest:
         trajectory: A chain that an earlier edit recorded; nothing is drawn anew.
         levels_at_once: Levels of the source per model call.
         feature: What the node is called, for messages.
+        batch_index: Numbers of the pictures that the noise is drawn by, if they have any.
     """
 
     model: ModelPatcher
@@ -79,6 +80,7 @@ class CycleRequest:
     trajectory: Trajectory | None = None
     levels_at_once: int = 8
     feature: str = "Cycle-SDE"
+    batch_index: tuple[int, ...] | None = None
 
     def check(self) -> Space:
         """Refuse what does not belong together.
@@ -162,7 +164,7 @@ def diffedit(request: CycleRequest, draws: Draws) -> tuple[Tensor, Tensor, Traje
             session.denoiser(session.target),
             x0,
             level,
-            draw=seeded(request.seed),
+            draw=seeded(request.seed, request.batch_index),
             draws=draws.count,
             ratio=draws.ratio,
             draws_at_once=max(1, request.levels_at_once // len(x0)),
@@ -224,7 +226,7 @@ class _Walk:
             return recorder.denoise(given, on_levels=self._tell(given.origin))
         return recorder.record(
             session.x0,
-            seeded(request.seed),
+            seeded(request.seed, request.batch_index),
             origin=request.samples.to(session.x0),
             on_levels=self._tell(session.x0),
         )

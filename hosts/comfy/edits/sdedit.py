@@ -14,7 +14,7 @@ from ....pipelines.sdedit import sdedit, sigma_of_t0_ve, sigma_of_t0_vp
 from ..coordinates import Space, host_levels, rising_sigmas, space_of
 from ..cost import Spent
 from ..guidance import BranchGuider, Conditioning
-from ..latents import samples_of
+from ..latents import batch_index_of, samples_of
 from ..masks import check_mask_fits, latent_mask
 from ..refusals import check_samples
 from ..schedules import schedule
@@ -119,7 +119,7 @@ def noised(
     check_samples(model, samples)
     x0 = model.model.process_latent_in(samples.float())
     if noise is None:
-        drawn = seeded(seed)(x0)
+        drawn = seeded(seed, batch_index_of(latent))(x0)
     else:
         drawn = noise.generate_noise({**latent, "samples": samples}).to(x0)
     if drawn.shape != x0.shape:
@@ -142,6 +142,7 @@ class SDEditRequest:
         levels: [k+1] falling levels, as core's SIGMAS; the first is where the walk begins.
         cfg: Guidance scale.
         seed: Of all noise.
+        batch_index: Numbers of the pictures that the noise is drawn by, if they have any.
         mask: [b, H, W] in 0..1, white where it is painted anew; None everywhere.
         eta: 1 for the SDE, 0 for the ODE.
         order: 1, or 2 for DPM-Solver++ (2M).
@@ -163,6 +164,7 @@ class SDEditRequest:
     repeats: int = 1
     wipe: bool = False
     feature: str = "SDEdit"
+    batch_index: tuple[int, ...] | None = None
 
 
 def paint_anew(request: SDEditRequest) -> tuple[Tensor, Spent]:
@@ -180,7 +182,7 @@ def paint_anew(request: SDEditRequest) -> tuple[Tensor, Spent]:
     guider.set_conds(request.positive, request.negative)
     guider.set_source(request.positive, request.negative)
     guider.set_cfg(request.cfg)
-    draw, sigmas = seeded(request.seed), rising_sigmas(space, request.levels)
+    draw, sigmas = seeded(request.seed, request.batch_index), rising_sigmas(space, request.levels)
 
     def algorithm(session: Session) -> Tensor:
         x0, mask = session.x0, request.mask

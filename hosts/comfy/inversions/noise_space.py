@@ -18,7 +18,12 @@ from .picture import Picture
 
 
 def invert_noise(
-    picture: Picture, space: NoiseSpace, *, seed: int, levels_at_once: int = 8
+    picture: Picture,
+    space: NoiseSpace,
+    *,
+    seed: int,
+    batch_index: tuple[int, ...] | None = None,
+    levels_at_once: int = 8,
 ) -> tuple[Trajectory, Spent]:
     """Invert a picture into drawn noise.
 
@@ -26,6 +31,7 @@ def invert_noise(
         picture: The picture; its cfg is the guidance of the source.
         space: `EDIT_FRIENDLY` or `cycle_diffusion()`.
         seed: Of the noise.
+        batch_index: Numbers of the pictures that the noise is drawn by, if they have any.
         levels_at_once: Levels of the source per call, where all of them see the same conditioning.
     """
 
@@ -35,7 +41,7 @@ def invert_noise(
             session.denoiser(session.target),
             session.x0,
             picture.sigmas,
-            seeded(seed),
+            seeded(seed, batch_index),
             levels_at_once=session.levels_per_call(levels_at_once, session.target),
             on_levels=lambda done: session.on_step(done, session.x0, session.x0),
         )
