@@ -54,7 +54,8 @@ def invert_ddim(
         )
 
     latents, spent = picture.run(algorithm)
-    made = picture.trajectory(Recorded(latents, Recipe("ddim", convention, refinement)), spent)
+    recipe = Recipe("ddim", convention, refinement, picture.cfg)
+    made = picture.trajectory(Recorded(latents, recipe), spent)
     key = features_key(picture.model, picture.positive)
     return replace(made, features=recorder.result(key) if recorder else None), spent
 

@@ -49,6 +49,7 @@ def invert_noise(
     (latents, guesses), spent = picture.run(algorithm)
     recipe = replace(
         space.recipe,
+        cfg=picture.cfg,
         source=guided_key(picture.model, picture.positive, picture.negative, picture.cfg),
         source_cfg=picture.cfg,
     )

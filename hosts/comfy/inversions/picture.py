@@ -88,7 +88,7 @@ class Picture:
             spent: What it cost.
         """
         kept = comfy.model_management.intermediate_device()
-        recipe = replace(recorded.recipe, cfg=self.cfg, rows=spent.rows)
+        recipe = replace(recorded.recipe, rows=spent.rows)
         made = Trajectory(
             recorded.latents.float(),
             self.sigmas,
@@ -110,13 +110,14 @@ def invert(picture: Picture, method: Inversion) -> tuple[Trajectory, Spent]:
     """
 
     def algorithm(session: Session) -> Recorded:
-        return method(
+        made = method(
             session.denoiser(session.target),
             session.x0,
             picture.sigmas,
             family=picture.space.family,
             on_step=session.on_step,
         )
+        return replace(made, recipe=replace(made.recipe, cfg=picture.cfg))
 
     recorded, spent = picture.run(algorithm)
     return picture.trajectory(recorded, spent), spent
