@@ -1,6 +1,6 @@
 """The edit loop beside the published loops, restated here in their own coordinates."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -464,3 +464,20 @@ def test_a_strength_that_is_no_number_is_refused(field_, value):
 def test_eta_above_one_is_refused():
     with pytest.raises(PalimpsestError, match="eta"):
         edit(eta=1.5).run()
+
+
+@pytest.mark.parametrize("correction", [DIRECT_INVERSION, ADD_SOURCE, UNCORRECTED])
+def test_outside_a_mask_it_is_the_picture_that_comes_back_where_the_chain_only_comes_close(
+    correction,
+):
+    """A path that was learned (Null-text, StyleDiffusion) ends beside its picture."""
+    chain = recorded()
+    trajectory = replace(chain, image=chain.latents[0] + 0.3)
+    mask = torch.ones(1, 1, 3, 5)
+    mask[..., 3:] = 0
+    seen = []
+    done = edit(trajectory, mask=mask, correction=correction).run(lambda i, x, _: seen.append(x))
+    for i, x in enumerate(seen[:-1], 1):
+        assert torch.equal(x[..., 3:], chain.latents[STEPS - i][..., 3:])
+    assert torch.equal(done.latent[..., 3:], trajectory.image[..., 3:])
+    assert not torch.equal(done.latent[..., 3:], chain.latents[0][..., 3:])
