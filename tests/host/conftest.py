@@ -5,7 +5,8 @@ from palimpsest.dev import use_comfy
 use_comfy()
 
 import pytest
-from palimpsest.tests.host import tiny
+from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.tests.host import agree, tiny
 
 
 def _folder(make, tmp_path_factory):
@@ -25,3 +26,11 @@ def sd2_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def sdxl_folder(tmp_path_factory):
     return _folder(tiny.make_sdxl, tmp_path_factory)
+
+
+@pytest.fixture
+def exact_sd1(sd1_folder, monkeypatch):
+    """SD 1.x in ComfyUI, whose network computes in float64 for this test."""
+    loaded = load_folder(sd1_folder)
+    agree.in_float64(loaded.model.model.diffusion_model, monkeypatch)
+    return loaded
