@@ -16,7 +16,7 @@ from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree
 from palimpsest.tests.host.flow import make_flux
-from palimpsest.tests.host.test_comfy_editing import latent_for
+from palimpsest.tests.host.test_comfy_editing import latent_for, relative
 
 FEATURE = "Invert (Null-text)"
 
@@ -96,18 +96,19 @@ def test_a_block_that_is_computed_again_is_told_where_it_is(sd1):
     assert len(told) > 2 and set(told[2:]) == set(told[:2])
 
 
-def test_gradients_do_not_depend_on_how_the_network_was_called_before(sd1):
-    picture = picture_of(sd1)
+def test_gradients_do_not_depend_on_how_the_network_was_called_before(exact_sd1):
+    picture = picture_of(exact_sd1)
 
     def algorithm(session):
-        before = under(session, start_of(session))(session.x0, picture.sigmas[1])
+        before = under(session, start_of(session))(session.x0.double(), picture.sigmas[1])
         with gradients(session, FEATURE) as learning, torch.no_grad():
-            inside = under(learning, start_of(learning))(learning.x0, picture.sigmas[1])
+            inside = under(learning, start_of(learning))(learning.x0.double(), picture.sigmas[1])
         return before, inside
 
     (before, inside), _ = picture.run(algorithm)
+    # Their attention may be of different kernels, which round differently.
     assert not inside.is_inference()
-    assert torch.allclose(before, inside, rtol=1e-5, atol=1e-6)
+    assert relative(inside, before) < agree.FLOAT64
 
 
 class Boom(Exception):

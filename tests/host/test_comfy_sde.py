@@ -30,10 +30,12 @@ from palimpsest.pipelines.copy_paste import Brush
 from palimpsest.pipelines.denoiser import RowCount
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.points import DragPoints
-from palimpsest.tests.host.agree import encode
+from palimpsest.tests.host.agree import FLOAT64, encode
 from palimpsest.tests.host.test_comfy_branches import lora
 from palimpsest.tests.host.test_comfy_editing import HOSTS_AGREE, latent_for, relative
 
+#: A few numbers of float32 (6e-8 each) on the way through a network in float64; 1.7e-7 seen.
+ROUNDED = 1e-5
 #: fp32 in another batch, and so in another order of operations; the network passes it on.
 BATCHED = 1e-5
 STEPS = 3
@@ -132,12 +134,12 @@ def test_outside_the_mask_every_bit_stays(sd1, eta):
     assert same[1, :5].all() and not same[1, 5:].any()
 
 
-def test_a_batch_is_edited_as_its_pictures_are(sd1):
+def test_a_batch_is_edited_as_its_pictures_are(exact_sd1):
     """Without noise, of which every picture has its own."""
-    both = request_for(sd1, samples=latent_for(sd1, batch=2), eta=0.0)
+    both = request_for(exact_sd1, samples=latent_for(exact_sd1, batch=2), eta=0.0)
     latent, chain, spent = cycle_sde(both)
     single = [cycle_sde(replace(both, samples=both.samples[i : i + 1])) for i in range(2)]
-    assert relative(latent, torch.cat([one for one, _, _ in single])) < BATCHED
+    assert relative(latent, torch.cat([one for one, _, _ in single])) < FLOAT64
     assert spent.rows == 2 * single[0][2].rows
     assert chain.latents.shape[:2] == (STEPS + 1, 2)
 
@@ -238,9 +240,9 @@ def test_a_source_with_spans_of_steps_is_not_batched_over_levels(sd1):
         assert relative(cycle_sde(replace(asked, source=whole))[0], one) > 1e-3
 
 
-def test_how_many_levels_go_into_a_call_is_a_matter_of_speed(sd1):
-    one, many = (cycle_sde(request_for(sd1, levels_at_once=n)) for n in (1, 8))
-    assert relative(one[0], many[0]) < BATCHED
+def test_how_many_levels_go_into_a_call_is_a_matter_of_speed(exact_sd1):
+    one, many = (cycle_sde(request_for(exact_sd1, levels_at_once=n)) for n in (1, 8))
+    assert relative(one[0], many[0]) < FLOAT64
     assert one[2].rows == many[2].rows
 
 
@@ -522,9 +524,9 @@ def test_a_seed_gives_the_same_bits_and_another_one_others(sd1):
     assert relative(other, first) > 1e-3
 
 
-def test_how_many_levels_of_the_picture_go_into_a_call_is_a_matter_of_speed(sd1):
-    one, many = (dragged(dragging(sd1, levels_at_once=n))[0].latent for n in (1, 8))
-    assert relative(one, many) < BATCHED
+def test_how_many_levels_of_the_picture_go_into_a_call_is_a_matter_of_speed(exact_sd1):
+    one, many = (dragged(dragging(exact_sd1, levels_at_once=n))[0].latent for n in (1, 8))
+    assert relative(one, many) < FLOAT64
 
 
 def plainly_guided(model):
@@ -539,14 +541,16 @@ def plainly_guided(model):
     return patched
 
 
-def test_guidance_functions_of_other_nodes_get_the_scale_of_every_level(sd1):
-    plain, _ = dragged(dragging(sd1))
-    hooked, _ = dragged(dragging(sd1, model=plainly_guided(sd1.model)))
-    assert relative(hooked.latent, plain.latent) < BATCHED
-    level = float(part_of_schedule(sd1.model, "simple", 10, 0.3)[1])
-    late, _ = dragged(dragging(sd1, model=late_guidance(sd1.model, level)))
-    one, _ = dragged(dragging(sd1, model=late_guidance(sd1.model, level), levels_at_once=1))
-    assert relative(late.latent, one.latent) < BATCHED
+def test_guidance_functions_of_other_nodes_get_the_scale_of_every_level(exact_sd1):
+    plain, _ = dragged(dragging(exact_sd1))
+    hooked, _ = dragged(dragging(exact_sd1, model=plainly_guided(exact_sd1.model)))
+    assert relative(hooked.latent, plain.latent) < ROUNDED  # core hands scales over in float32
+    level = float(part_of_schedule(exact_sd1.model, "simple", 10, 0.3)[1])
+    late, _ = dragged(dragging(exact_sd1, model=late_guidance(exact_sd1.model, level)))
+    one, _ = dragged(
+        dragging(exact_sd1, model=late_guidance(exact_sd1.model, level), levels_at_once=1)
+    )
+    assert relative(late.latent, one.latent) < FLOAT64
 
 
 def test_the_region_moves_and_not_a_square(sd1):
