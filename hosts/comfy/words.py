@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ...pipelines.attention.tokens import PromptTokens
 from ...pipelines.attention.words import Word, cut_word
-from ...pipelines.errors import PalimpsestError
+from ...pipelines.errors import PalimpsestError, quoted
 from .guidance import Conditioning
 
 #: Encoders whose tokens a UNet attends to, by the keys of `clip.tokenize`; SDXL has l and g.
@@ -71,8 +71,8 @@ def prompt_tokens(clip: comfy.sd.CLIP, text: str) -> PromptTokens:
         chunks_of = clip.tokenize(text, return_word_ids=True)
     except IndexError as error:  # all that core says of it
         raise PalimpsestError(
-            f"ComfyUI cannot read the prompt {text!r}: every `embedding:` in it must be followed "
-            "by a name; add it, or leave the mark out."
+            f"ComfyUI cannot read the prompt {quoted(text)}: every `embedding:` in it must be "
+            "followed by a name; add it, or leave the mark out."
         ) from error
     if not chunks_of.keys() <= set(ENCODERS):
         raise PalimpsestError(
@@ -88,9 +88,9 @@ def prompt_tokens(clip: comfy.sd.CLIP, text: str) -> PromptTokens:
     for other in others:
         if other.words != first.words or len(other.ids) != len(first.ids):
             raise PalimpsestError(
-                f"The two tokenizers of this CLIP cut the prompt {text!r} differently: words must "
-                "stand at the same positions for both; use plainer words, or embeddings made for "
-                "SDXL."
+                f"The two tokenizers of this CLIP cut the prompt {quoted(text)} differently: words "
+                "must stand at the same positions for both; use plainer words, or embeddings made "
+                "for SDXL."
             )
     return first
 
@@ -101,7 +101,7 @@ def _check_weights(text: str) -> None:
         if not math.isfinite(weight):
             words = " ".join(unescape_important(segment).split())
             raise PalimpsestError(
-                f"The prompt gives {words[:80]!r} the weight {weight}, which must be a number: "
+                f"The prompt gives {quoted(words)} the weight {weight}, which must be a number: "
                 "write for example (red:1.2)."
             )
 
@@ -243,6 +243,6 @@ def _tokenize(tokenizer: SDTokenizer, word: str) -> list[int]:
 
 def _mismatch(text: str) -> PalimpsestError:
     return PalimpsestError(
-        f"The words of the prompt {text!r} cannot be told apart in CLIP's tokens: they must be "
-        "plain text between spaces; leave out unusual characters and spaces."
+        f"The words of the prompt {quoted(text)} cannot be told apart in CLIP's tokens: they must "
+        "be plain text between spaces; leave out unusual characters and spaces."
     )

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import PalimpsestError
+from ..errors import PalimpsestError, quoted
 from .words import Word, unmarked
 
 
@@ -115,9 +115,10 @@ def _pairs(source: PromptTokens, target: PromptTokens, *, whole: bool) -> list[t
         return [pair for s, t in words for pair in _within(s, t, whole=whole)]
     if len(source.parts) == len(target.parts) and not whole:
         return list(zip(source.parts, target.parts, strict=True))
+    after, before = (f"{len(p.words)} ({quoted(p.text)})" for p in (target, source))
     raise PalimpsestError(
         f"Replace needs as many words in the target prompt as in the source prompt, got "
-        f"{len(target.words)} ({target.text!r}) for {len(source.words)} ({source.text!r}). "
+        f"{after} for {before}. "
         "Use mode refine, or write the prompts word for word."
     )
 
@@ -216,7 +217,7 @@ def positions_of(word: str, prompt: PromptTokens, *, role: str) -> tuple[int, ..
     found = find_word(word, prompt)
     if not found:
         raise PalimpsestError(
-            f"The word {word!r} is not in the {role} {prompt.text!r}. "
+            f"The word {quoted(word)} is not in the {role} {quoted(prompt.text)}. "
             "Use a word that stands there, or add it to the prompt."
         )
     return found

@@ -20,7 +20,8 @@ from palimpsest.nodes.inversions.ddim import InvertDDIM
 from palimpsest.nodes.inversions.edict import InvertEDICT
 from palimpsest.nodes.inversions.edit_friendly import InvertEditFriendly
 from palimpsest.nodes.sde import CycleSDE, DiffEdit
-from palimpsest.nodes.sdedit import SDEdit, SDEditNoise, SDEditSweep
+from palimpsest.nodes.sdedit import SDEdit, SDEditNoise
+from palimpsest.nodes.sdedit_sweep import SDEditSweep
 from palimpsest.nodes.trajectory import (
     LatentsToTrajectory,
     LoadTrajectory,

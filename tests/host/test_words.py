@@ -46,10 +46,9 @@ def test_words_are_cut_as_clip_cuts_them(text, clip):
     assert positions == list(range(1, prompt.length - 1))
 
 
-@pytest.mark.parametrize("text", CUT)
+@pytest.mark.parametrize("text", [text for text in CUT if "(" not in text])
 def test_both_hosts_cut_alike(text, clip):
-    if "(" in text:
-        pytest.skip("diffusers reads brackets as they are")
+    """Brackets aside, which diffusers reads as they are."""
     tokenizer = clip.tokenizer.clip_l.tokenizer
     assert diffusers_prompt_tokens(tokenizer, text).words == prompt_tokens(clip, text).words
 

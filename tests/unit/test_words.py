@@ -278,3 +278,14 @@ def test_a_long_line_is_refused_in_no_time_and_quoted_in_short(line):
     with pytest.raises(PalimpsestError) as error:
         parse_weights(line)
     assert len(str(error.value)) < 300
+
+
+def test_messages_quote_the_beginning_of_long_prompts():
+    text = PromptTokens((0, 1), tuple(Word("x" * 90, (1,)) for _ in range(3)), 2)
+    for call in (
+        lambda: replace_words(text, tokens("a cat")),
+        lambda: positions_of("y" * 500, text, role="target prompt"),
+    ):
+        with pytest.raises(PalimpsestError) as error:
+            call()
+        assert len(str(error.value)) < 400
