@@ -26,15 +26,26 @@ from palimpsest.pipelines.trajectory_file import from_tensors, to_tensors
 from palimpsest.tests.unit.analytic import distance, geometric, picture
 from palimpsest.tests.unit.style_loop import published
 
-#: float32 networks; Adam divides by the root of a small number.
-FLOAT32 = 2e-5
+#: Where a gradient is 0 Adam divides its rounding by 1e-8: float32's becomes a whole step of the
+#: learning, float64's a hundred-millionth of one (1e-13 seen).
+FLOAT64 = 1e-9
 
 T, C, HEADS = 5, 6, 2  # text tokens, channels, heads
 SIZE = (4, 4, 4)  # one query per four cells of it: four layers of maps
 
 
+@pytest.fixture(autouse=True)
+def in_float64(monkeypatch):
+    """What is learned is made in the default dtype, and maps are cut to float32."""
+    torch.set_default_dtype(torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def drawn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float32).double()
 
 
 class Toy:
@@ -95,7 +106,7 @@ def levels(steps=4):
 
 
 def pictures(batch=1, seed=0):
-    return picture(batch, *SIZE, seed=seed, dtype=torch.float32)
+    return picture(batch, *SIZE, seed=seed)
 
 
 def shown(batch=1, seed=11):
@@ -115,8 +126,8 @@ def test_it_learns_what_the_published_loop_learns(map_weight, early_stop):
     for level, (z, style, loss) in enumerate(
         zip(reversed(path[1:]), reversed(styles), reversed(losses), strict=True)
     ):
-        assert distance(fitted.latents[level] * vp_scale(levels()[level]).float(), z) < FLOAT32
-        assert distance(fitted.values[level], style) < 20 * FLOAT32
+        assert distance(fitted.latents[level] * vp_scale(levels()[level]).float(), z) < FLOAT64
+        assert distance(fitted.values[level], style) < FLOAT64
         assert fitted.losses[level] == pytest.approx(loss, rel=1e-3, abs=1e-7)
     assert ours.calls == theirs.calls
     assert (fitted.rounds < 40) == (early_stop > 0 and map_weight < 30)  # it binds, or must not
@@ -142,7 +153,7 @@ def test_the_way_begins_where_ddim_inversion_ends():
 
 
 def test_a_batch_learns_as_its_pictures_do_and_each_rests_when_it_is_good():
-    fitting = Fitting(40, cfg=3.0, early_stop=3e-2, map_weight=1.0)
+    fitting = Fitting(40, cfg=3.0, early_stop=0.1, map_weight=1.0)
     maps = lambda: CrossMaps([HEADS, HEADS], SIZE[1] * SIZE[2])
     x0, tokens = torch.cat([pictures(), 0.1 * pictures(seed=1)]), shown(2)
     both = fit(Toy(maps()).source(), tokens, x0, levels(), fitting)
@@ -152,8 +163,8 @@ def test_a_batch_learns_as_its_pictures_do_and_each_rests_when_it_is_good():
     ]
     assert single[0].rounds != single[1].rounds
     for b, own in enumerate(single):
-        assert distance(both.latents[:, b], own.latents[:, 0]) < FLOAT32
-        assert distance(both.values[:, :, b], own.values[:, :, 0]) < 20 * FLOAT32
+        assert distance(both.latents[:, b], own.latents[:, 0]) < FLOAT64
+        assert distance(both.values[:, :, b], own.values[:, :, 0]) < FLOAT64
 
 
 def test_the_same_run_twice_gives_the_same_bits_and_leaves_the_generator_alone():
