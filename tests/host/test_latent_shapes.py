@@ -1,5 +1,6 @@
 """Every shape of latent that core's samplers take: other cells, a frame more, or many frames."""
 
+import comfy.latent_formats
 import comfy.nested_tensor
 import comfy.sample
 import folder_paths
@@ -491,3 +492,25 @@ def test_the_files_of_all_shapes_are_read_by_name(shaped, output_folder):
     trajectory = INVERSIONS["edit friendly"](shaped.model, shaped.latent).args[0]
     name = SaveTrajectory.execute(trajectory, "a").ui["palimpsest_text"][0].split()[-1]
     assert load_trajectory(f"{name} [output]").denoised.shape == trajectory.denoised.shape
+
+
+def test_a_latent_of_sound_is_taken_where_no_picture_is_needed():
+    model = Shaped("flux2").model.clone()
+    model.add_object_patch("latent_format", comfy.latent_formats.StableAudio1())
+    sound = torch.ones(1, 64, 20)
+    check_samples(model, samples_of(model, {"samples": sound}))
+    with pytest.raises(PalimpsestError, match=r"this model takes \[batch, 64, length\]"):
+        check_samples(model, torch.ones(1, 64, 20, 1))
+    with pytest.raises(PalimpsestError, match=r"A mask needs a picture, the latent is \(1, 64, 20"):
+        check_mask_fits(torch.ones(8, 8), model, sound, 1)
+    with pytest.raises(PalimpsestError, match="Copy-Paste needs a picture"):
+        CopyPaste.execute(
+            model=model,
+            latent={"samples": sound},
+            sigmas=torch.tensor([0.5, 0.0]),
+            points=DragPoints((20, 64), (((1, 1), (9, 1)),)),
+            radius=1,
+            alpha=1.0,
+            beta=1.0,
+            seed=1,
+        )
