@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
 @pytest.fixture(scope="module")
-def models(request, sd1_folder, sdxl_folder):
-    return {"sd1": load_folder(sd1_folder), "sdxl": load_folder(sdxl_folder)}
+def sd1(sd1_folder):
+    return load_folder(sd1_folder)
 
 
 def batch_of(loaded, made, targets, control=True):
@@ -66,43 +66,39 @@ def test_each_row_is_what_its_prompt_gives_alone(request, kind, correction, monk
     assert relative(latent[0], latent[1]) > 1e-2
 
 
-def test_a_prompt_for_every_picture(models):
-    loaded = models["sd1"]
-    made, _ = agree.request(loaded, agree.Setting(latent_for(loaded, batch=3), control=False))
-    latent, *_ = edit(batch_of(loaded, made, TARGETS, control=False))
+def test_a_prompt_for_every_picture(sd1):
+    made, _ = agree.request(sd1, agree.Setting(latent_for(sd1, batch=3), control=False))
+    latent, *_ = edit(batch_of(sd1, made, TARGETS, control=False))
     for row, target in enumerate(TARGETS):
         one = agree.Setting(made.trajectory.origin[row : row + 1], target=target, control=False)
-        expected, *_ = edit(agree.request(loaded, one)[0])
+        expected, *_ = edit(agree.request(sd1, one)[0])
         assert relative(latent[row : row + 1], expected) < BATCHED
 
 
-def test_a_mask_keeps_its_region_in_every_row(models):
-    loaded = models["sd1"]
-    made, _ = agree.request(loaded, agree.Setting(latent_for(loaded)))
+def test_a_mask_keeps_its_region_in_every_row(sd1):
+    made, _ = agree.request(sd1, agree.Setting(latent_for(sd1)))
     mask = torch.zeros(1, 64, 64)
     mask[..., :32] = 1
-    latent, *_ = edit(replace(batch_of(loaded, made, TARGETS), mask=mask))
+    latent, *_ = edit(replace(batch_of(sd1, made, TARGETS), mask=mask))
     origin = made.trajectory.origin
     assert torch.equal(latent[..., 4:], origin.expand(3, -1, -1, -1)[..., 4:])
     assert not torch.equal(latent[..., :4], origin.expand(3, -1, -1, -1)[..., :4])
 
 
-def test_other_numbers_of_prompts_and_pictures_are_refused(models):
-    loaded = models["sd1"]
-    made, _ = agree.request(loaded, agree.Setting(latent_for(loaded, batch=2), control=False))
+def test_other_numbers_of_prompts_and_pictures_are_refused(sd1):
+    made, _ = agree.request(sd1, agree.Setting(latent_for(sd1, batch=2), control=False))
     with pytest.raises(PalimpsestError, match="holds 3 prompts, the trajectory 2 pictures"):
-        edit(batch_of(loaded, made, TARGETS, control=False))
+        edit(batch_of(sd1, made, TARGETS, control=False))
 
 
-def test_the_guider_takes_one_prompt(models):
-    loaded = models["sd1"]
-    made, _ = agree.request(loaded, agree.Setting(latent_for(loaded), control=False))
+def test_the_guider_takes_one_prompt(sd1):
+    made, _ = agree.request(sd1, agree.Setting(latent_for(sd1), control=False))
     with pytest.raises(PalimpsestError, match="3 prompts, Edit Guider takes one"):
-        EditGuider(batch_of(loaded, made, TARGETS, control=False))
+        EditGuider(batch_of(sd1, made, TARGETS, control=False))
 
 
-def test_prompts_of_other_lengths_are_refused(models):
-    clip = models["sd1"].clip
+def test_prompts_of_other_lengths_are_refused(sd1):
+    clip = sd1.clip
     with pytest.raises(PalimpsestError, match="take 77 and 154 tokens"):
         encode_batch(clip, ["a cat", "a cat " * 60])
     assert encode_batch(clip, ["a cat " * 60, "a dog " * 60])[0][0].shape[:2] == (2, 154)
