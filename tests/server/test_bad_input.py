@@ -129,7 +129,7 @@ def _a_latent_that_is_infinite(server):
 
 @case(INVERT, "latent", "16", "VAE")
 def _a_latent_with_other_channels(server):
-    return with_latent(server, torch.zeros(1, 16, 16, 16), "channels")
+    return with_latent(server, torch.ones(1, 16, 16, 16), "channels")
 
 
 @case("PalimpsestInvertNegativePrompt", "predict noise or v", "SDXL", "checkpoint")
@@ -180,9 +180,9 @@ def _a_weight_for_a_word_that_is_not_there(server):
     return rewriting(weights="purple: 2")
 
 
-@case(CONTROL, "'blue = 2'", "`word: factor`")
+@case(CONTROL, "'blue 2'", "`word: factor`")
 def _a_malformed_weight(server):
-    return rewriting(weights="heart: 1.5\nblue = 2")
+    return rewriting(weights="heart: 1.5\nblue 2")
 
 
 @case(CONTROL, "'blue: strong'", "number")
