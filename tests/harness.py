@@ -119,6 +119,16 @@ class Server:
         """Cancel what is running."""
         self.post("interrupt", {})
 
+    def is_idle(self, timeout=5):
+        """Whether nothing runs or waits; the queue hears of an end after its listeners."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            queue = self.get("queue")
+            if not queue["queue_running"] and not queue["queue_pending"]:
+                return True
+            time.sleep(0.05)
+        return False
+
     def image(self, name, subfolder="", type="output"):
         """A picture from one of the server's folders."""
         data = self.fetch("view", filename=name, subfolder=subfolder, type=type)

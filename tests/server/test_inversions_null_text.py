@@ -113,8 +113,7 @@ def test_cancel_during_the_optimisation_returns_at_once_and_the_next_run_is_whol
     kind, data = heard[-1]
     assert (kind, data["node_id"]) == ("execution_interrupted", graph.inverted.id)
     assert progress(heard, graph.inverted)[-1] == 4
-    queue = server.get("queue")
-    assert not queue["queue_running"] and not queue["queue_pending"]
+    assert server.is_idle()
     again = Learning(size=256, steps=2, inner_steps=2)
     again.inverted.inputs["early_stop_epsilon"] = 1e-30  # or ComfyUI would keep the last result
     assert torch.equal(
@@ -181,5 +180,4 @@ def test_out_of_memory_while_learning_is_one_sentence_and_the_next_run_is_whole(
     assert "out of memory on your GPU" in tips  # core's own, which it adds when it frees its models
     again = Learning()
     assert server.run(again)["outputs"][again.kept.id]["latents"]
-    queue = server.get("queue")
-    assert not queue["queue_running"] and not queue["queue_pending"]
+    assert server.is_idle()
