@@ -61,7 +61,7 @@ def _inputs(corrections: list[str]) -> list[io.Input]:
                 else "."
             )
             + " Not read where the trajectory is noise (Edit Friendly, CycleDiffusion, Cycle-SDE), "
-            "which is repeated, or EDICT's, which leads back by itself.",
+            "which is repeated, or leads back by itself (EDICT, Uni-Inv).",
         ),
         CONTROL,
         MASK,

@@ -142,7 +142,7 @@ class SaveTrajectory(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
         if filename_prefix is None:  # it comes by wire, when the node runs
             return True
         try:
@@ -180,7 +180,9 @@ class LoadTrajectory(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        if file is None:  # it comes by wire, or core itself says that it lacks
+            return True
         try:
             trajectory_path(file)
         except PalimpsestError as error:

@@ -5,6 +5,7 @@ so that a new node or input is covered on the day it appears.
 """
 
 import asyncio
+import inspect
 import math
 import re
 import types
@@ -27,6 +28,7 @@ from palimpsest.pipelines.errors import QUOTED, PalimpsestError
 from palimpsest.pipelines.points import DragPoints
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
 
+OWN = io.ComfyNode.validate_inputs.__func__  # that of nodes which leave it to core
 NODES = asyncio.run(asyncio.run(palimpsest.comfy_entrypoint()).get_node_list())
 LONG = "long " * 100
 NAN, INF = math.nan, math.inf
@@ -349,3 +351,15 @@ class Encode(Echo):
 def test_what_is_made_of_prompts_alone_names_the_prompt_as_the_cause():
     with pytest.raises(PalimpsestError, match=r"Encode made a target .* such as \(word:inf\)"):
         call(Encode, {})
+
+
+VALIDATING = [node for node in NODES if node.validate_inputs.__func__ is not OWN]
+
+
+@pytest.mark.parametrize("node", VALIDATING, ids=lambda node: node.SCHEMA.node_id)
+def test_what_lacks_or_comes_by_wire_is_left_to_core_before_the_run(node):
+    """Core asks a node about values that it does not have yet: as None, or not at all."""
+    named = inspect.signature(node.validate_inputs).parameters
+    assert node.validate_inputs() is True
+    wired = dict.fromkeys(wanted.id for wanted in inputs_of(node) if wanted.id in named)
+    assert node.validate_inputs(**wired) is True
