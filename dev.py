@@ -4,7 +4,7 @@
     python dev.py demo                 edit a picture in a real ComfyUI and say where the result is
     python dev.py test [GROUP] [...]   run the tests; GROUP is unit, host, server, browser or a file
     python dev.py comfy                start ComfyUI with the pack in it, for your browser
-    python dev.py bench NAME [...]     run benchmarks/NAME.py
+    python dev.py bench NAME [...]     run a benchmark of benchmarks/
     python dev.py train [...]          train the embedded demo model anew
 
 What follows GROUP, NAME or train is handed on: to pytest, to the benchmark, to the training.
@@ -365,12 +365,13 @@ def test(*arguments: str) -> int:
     """Run the named groups, files or tests, or all; several groups on two workers."""
     named = list(itertools.takewhile(_names_tests, arguments))
     own, threads = arguments[len(named) :], {}
-    chosen = [f"tests/{name}" if name in GROUPS else name for name in named or GROUPS]
+    wanted = named or GROUPS[::-1]  # those first whose files take longest, so that both end alike
+    chosen = [f"tests/{name}" if name in GROUPS else name for name in wanted]
     if any(name.startswith("tests/browser") for name in chosen):
         need_chromium()
-    if len(named) != 1 and any(name in GROUPS for name in named or GROUPS):
+    if len(named) != 1 and any(name in GROUPS for name in wanted):
         # Two workers that compute with two threads each would starve one another.
-        own = ("-n", "2", "--dist", "loadfile", *own)
+        own = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *own)
         threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     return run([python(), "-m", "pytest", *chosen, *own], env={**threads, **os.environ})
 
@@ -389,7 +390,8 @@ def comfy() -> int:
 
 def bench(name: str, *arguments: str) -> int:
     """Run a benchmark; what follows its name is its own."""
-    return call_main(f"benchmarks.{name}", list(arguments))
+    module = benchmarks()[name].relative_to(ROOT).with_suffix("").parts
+    return call_main(".".join(module), list(arguments))
 
 
 def train(*arguments: str) -> int:
@@ -410,7 +412,7 @@ def check(command: str, arguments: list[str]) -> None:
     """Refuse what a command does not take; options that are handed on are checked where they go."""
     if command in ("demo", "comfy") and arguments:
         raise DevError(f"{command} takes nothing more, got {' '.join(arguments)!r}.")
-    if command == "bench" and arguments[:1] not in [[name] for name in benchmarks()]:
+    if command == "bench" and not set(arguments[:1]) & set(benchmarks()):
         name = arguments[0] if arguments else ""
         known = ", ".join(benchmarks())
         raise DevError(f"There is no benchmark {name!r}; choose one of: {known}.")
@@ -421,10 +423,12 @@ def check(command: str, arguments: list[str]) -> None:
             raise DevError(f"There are no tests {other!r}; choose some of {groups}, or a file.")
 
 
-def benchmarks() -> list[str]:
-    """The names that bench takes."""
-    files = sorted((ROOT / "benchmarks").glob("*.py"))
-    return [path.stem for path in files if "\ndef main(" in read(path)]
+def benchmarks() -> dict[str, Path]:
+    """The names that bench takes, each a file or a package, and where its `main` is."""
+    folder = ROOT / "benchmarks"
+    files = {path.stem: path for path in folder.glob("*.py") if "\ndef main(" in read(path)}
+    packages = {path.parent.name: path for path in folder.glob("*/__main__.py")}
+    return dict(sorted((files | packages).items()))
 
 
 def help_of(command: str, arguments: list[str]) -> str | None:
@@ -438,7 +442,7 @@ def help_of(command: str, arguments: list[str]) -> str | None:
     usage = re.search(rf"(?m)^    (python dev.py {command}\b.*?)(?:  .*)?$", __doc__)[1]
     lines = [usage, "", inspect.getdoc(COMMANDS[command])]
     if named:
-        lines += ["", *options_of(ROOT / "benchmarks" / f"{arguments[0]}.py")]
+        lines += ["", *options_of(benchmarks()[arguments[0]])]
     elif command == "bench":
         lines += ["", f"NAME is one of: {', '.join(benchmarks())}."]
     elif command == "train":

@@ -21,13 +21,12 @@ from ..demo.train import save_grid
 from ..demo.train_autoencoder import psnr
 from ..demo.train_data import held_out_scenes, images_of
 from ..demo.train_diffusion import sample
-from .machine import describe_machine
+from .tables import RESULTS, describe_machine
 
 CFG = 5.0
 STEPS = 30
 CORES = 2
 
-_RESULTS = Path(__file__).parent / "results"
 _README = Path(__file__).parent.parent / "demo" / "README.md"
 _ATTRIBUTES = ("color", "shape", "texture", "background")
 _BEGIN, _END = "<!-- results -->", "<!-- end of results -->"
@@ -65,9 +64,8 @@ def main(argv: list[str]) -> int:
     speed = _row_time(painter)
     table = _table([*quality, speed], options.count)
     print(table)
-    _RESULTS.mkdir(exist_ok=True)
-    (_RESULTS / "demo_model.md").write_text(f"# The embedded model\n\n{table}", encoding="utf-8")
-    save_grid(paintings[:40], _RESULTS / "demo_model.jpg")
+    (RESULTS / "demo_model.md").write_text(f"# The embedded model\n\n{table}", encoding="utf-8")
+    save_grid(paintings[:40], RESULTS / "demo_model.jpg")
     if options.publish:
         _publish(table, paintings)
     return 0 if all(figure.reached for figure in quality) else 1

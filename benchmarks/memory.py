@@ -24,10 +24,10 @@ from ..hosts.diffusers.prompt import Prompt
 from ..hosts.diffusers.unet import DiffusersUNet
 from ..pipelines.attention.tokens import PromptTokens
 from ..pipelines.inversion.null_text import NullText
-from .machine import describe_machine
+from .tables import RESULTS, describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "memory.md"
+PAGE = RESULTS / "memory.md"
 
 #: Of the published loop's peak.
 ALLOWED = 0.6
@@ -238,6 +238,5 @@ def main(arguments: list[str]) -> int:
     ]
     sys.stdout.write("\n".join(page) + "\n")
     if options.write:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text("\n".join(page) + "\n", encoding="utf-8")
+        PAGE.write_text("\n".join(page) + "\n", encoding="utf-8")
     return int(max(peak for kind, peak in peaks.items() if "ours" in kind) > ALLOWED * whole)

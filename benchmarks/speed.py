@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,9 +22,9 @@ from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
 from ..pipelines.attention.tokens import PromptTokens, Word
 from ..pipelines.editing import Edit
 from ..pipelines.trajectory import Recipe, Trajectory
-from .machine import describe_machine
+from .tables import RESULTS, describe_machine
 
-RESULTS = Path(__file__).parent / "results" / "speed.md"
+PAGE = RESULTS / "speed.md"
 
 
 def random_unet(device: torch.device) -> DiffusersUNet:
@@ -139,5 +138,5 @@ def main(arguments: list[str]) -> int:
     ]
     print("\n".join(lines))
     if options.write:
-        RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0

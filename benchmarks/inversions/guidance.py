@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from .inversion_methods import METHODS
-from .inversion_outcome import CLAIM, Outcome, mean, share
+from .methods import METHODS
+from .outcome import CLAIM, Outcome, mean, share
 
 
 def guidance(outcome: Outcome) -> float:

@@ -1,10 +1,12 @@
-"""What a table says of the machine it was measured on."""
+"""Where tables go, and what they say of the machine they were measured on."""
 
 import os
 import platform
 from pathlib import Path
 
 import torch
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def describe_machine() -> str:

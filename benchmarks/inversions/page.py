@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from datetime import date
 
-from .inversion_guidance import by_guidance, orders
-from .inversion_methods import CFG, CROSS_WINDOW, METHODS, SELF_WINDOW, STEPS
-from .inversion_outcome import CLAIM, Outcome, mean, share
-from .machine import describe_machine
+from ..tables import describe_machine
+from .guidance import by_guidance, orders
+from .methods import CFG, CROSS_WINDOW, METHODS, SELF_WINDOW, STEPS
+from .outcome import CLAIM, Outcome, mean, share
 from .scene_edits import CHOICES, Score
 
 

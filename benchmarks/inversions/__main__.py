@@ -5,8 +5,8 @@
 
 Scenes of the embedded model are edited under Prompt-to-Prompt (`scene_edits`): colour, shape,
 texture and background in turn. All methods have the same steps, guidance and windows; where one
-needs others, `inversion_methods` says so. --cfg measures them at other guidances too, so that they
-can be compared where they succeed about equally often (`inversion_guidance`). Rows and seconds are
+needs others, `methods` says so. --cfg measures them at other guidances too, so that they
+can be compared where they succeed about equally often (`guidance`). Rows and seconds are
 those of inversion and edit; what it takes to follow a drifting source for its reconstruction is in
 neither. Seconds are those of the processor, on one core: what else it had to do does not count.
 
@@ -21,24 +21,23 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..demo.model_files import WEIGHTS
-from ..hosts.diffusers.folder import DiffusersModel, load_folder
-from ..hosts.drawing.sheet import Sheet, as_picture, draw_sheet
-from .inversion_guidance import by_guidance, orders
-from .inversion_methods import METHODS, edit
-from .inversion_outcome import Outcome
-from .inversion_page import page, table
+from ...demo.model_files import WEIGHTS
+from ...hosts.diffusers.folder import DiffusersModel, load_folder
+from ...hosts.drawing.sheet import Sheet, as_picture, draw_sheet
+from ..tables import RESULTS
+from .guidance import by_guidance, orders
+from .methods import METHODS, edit
+from .outcome import Outcome
+from .page import page, table
 from .scene_edits import Score, Task, psnr, score, tasks
 
 #: A method, the number of a task, and a guidance that is not the method's own.
 Key = tuple[str, int, float | None]
 
-RESULTS = Path(__file__).parent / "results"
 KEPT = RESULTS / "inversions.jsonl"
 
 #: Edits on the sheet: two of each kind.

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pipelines.copy_paste import Brush, Cell, Move, copy_paste
-from ..pipelines.correction import CYCLE, UNCORRECTED, Correction
-from ..pipelines.couplings import markov, one_noise
-from ..pipelines.denoiser import Denoiser, Guidance, RowCount, constant, ramp
-from ..pipelines.drag import DragStep, drag, plan
-from ..pipelines.editing import Branches, Edit
-from ..pipelines.noise import Draw
-from ..pipelines.rows import Rows
-from ..pipelines.schedule import sigma_from_alpha, vp_scale
-from ..pipelines.sdedit import sdedit
-from ..pipelines.trajectory import Recipe, Trajectory
+from ...pipelines.copy_paste import Brush, Cell, Move, copy_paste
+from ...pipelines.correction import CYCLE, UNCORRECTED, Correction
+from ...pipelines.couplings import markov, one_noise
+from ...pipelines.denoiser import Denoiser, Guidance, RowCount, constant, ramp
+from ...pipelines.drag import DragStep, drag, plan
+from ...pipelines.editing import Branches, Edit
+from ...pipelines.noise import Draw
+from ...pipelines.rows import Rows
+from ...pipelines.schedule import sigma_from_alpha, vp_scale
+from ...pipelines.sdedit import sdedit
+from ...pipelines.trajectory import Recipe, Trajectory
 from .golden import Case, Folder, Result, error, input_latent
 
 CELL = 8
@@ -102,7 +102,7 @@ class Grid:
         """[k+1] float32, z over what stands for it here."""
         return (vp_scale(self.sigmas) / self.stretch).float()
 
-    def record(self, x0: Tensor, draw: Draw) -> Trajectory:
+    def chain(self, x0: Tensor, draw: Draw) -> Trajectory:
         """The published Markov chain; `x0` at the lowest level."""
         z = [x0 * self.scale[0]]
         for low in self.timesteps[:-1]:
@@ -135,7 +135,7 @@ def run_cycle(folder: Folder, case: Case) -> Result:
     rows, steps = RowCount(), len(case.settings["timesteps"]) - 1
     grid = Grid.of(folder, case, steps)
     x0 = input_latent(folder, case) / grid.scale[0]
-    trajectory = grid.record(x0, replay(iter(case.tensors["noise"])))
+    trajectory = grid.chain(x0, replay(iter(case.tensors["noise"])))
     # Two objects: the published code computes both branches, and what it leaves is rounding.
     cfg = constant(case.settings["guidance_scale"])
     branches = Branches(*(grid.denoiser(folder, case, cfg, rows) for _ in range(2)))
@@ -184,15 +184,15 @@ def run_drag(folder: Folder, case: Case) -> Result:
     noised: list[Tensor] = []
     painted: list[Tensor] = []
 
-    def record(x: Tensor) -> Trajectory:
-        trajectory = grid.record(x, draw)
+    def chain_of(x: Tensor) -> Trajectory:
+        trajectory = grid.chain(x, draw)
         noised.append(trajectory.start * grid.scale[-1])
         return trajectory
 
     drag(
         input_latent(folder, case) / grid.scale[0],
         plan(_cells(settings), settings["step_size"], still=True),
-        record=record,
+        chain_of=chain_of,
         step=DragStep(branches, 1.0, published_brush(case), draw, mask, mask_start=False),
         on_drag=lambda _i, x: painted.append(x * grid.scale[0]),
     )

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..pipelines import couplings
-from ..pipelines.correction import CYCLE
-from ..pipelines.denoiser import Denoiser
-from ..pipelines.editing import Branches, Edit
-from ..pipelines.noise import seeded
-from ..pipelines.schedule import vp_scale
-from ..pipelines.trajectory import Recipe, Trajectory
+from ...pipelines import couplings
+from ...pipelines.correction import CYCLE
+from ...pipelines.denoiser import Denoiser
+from ...pipelines.editing import Branches, Edit
+from ...pipelines.noise import seeded
+from ...pipelines.schedule import vp_scale
+from ...pipelines.trajectory import Recipe, Trajectory
 from .laws import histogram, kl, number
 from .toy import END_BINS, MIXTURE, sd_sigmas, walk
 

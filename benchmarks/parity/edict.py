@@ -6,13 +6,13 @@ from difflib import SequenceMatcher
 import torch
 from torch import Tensor
 
-from ..hosts.diffusers.edict import invert_edict
-from ..pipelines.attention.prompt_to_prompt import PromptToPrompt, token_weights
-from ..pipelines.attention.tokens import Alignment, PromptTokens
-from ..pipelines.denoiser import RowCount
-from ..pipelines.errors import PalimpsestError
-from ..pipelines.inversion.edict import Coupled
-from ..pipelines.schedule import sigma_from_alpha, vp_scale
+from ...hosts.diffusers.edict import invert_edict
+from ...pipelines.attention.prompt_to_prompt import PromptToPrompt, token_weights
+from ...pipelines.attention.tokens import Alignment, PromptTokens
+from ...pipelines.denoiser import RowCount
+from ...pipelines.errors import PalimpsestError
+from ...pipelines.inversion.edict import Coupled
+from ...pipelines.schedule import sigma_from_alpha, vp_scale
 from .golden import Case, Folder, Result, error, input_latent
 
 

@@ -9,16 +9,16 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ..pipelines.errors import PalimpsestError
+from ...pipelines.errors import PalimpsestError
+from .edict import run_edict
+from .edit import run_direct_inversion, run_inversion, run_offsets, run_uncorrected
+from .edit_friendly import run_edit_friendly
 from .golden import Case, Folder, Result, open_folder
-from .parity_edict import run_edict
-from .parity_edit import run_direct_inversion, run_inversion, run_offsets, run_uncorrected
-from .parity_edit_friendly import run_edit_friendly
-from .parity_negative_prompt import run_negative_prompt
-from .parity_null_text import run_null_text
-from .parity_sde import run_copy_paste, run_cycle, run_drag, run_sdedit, run_step
+from .negative_prompt import run_negative_prompt
+from .null_text import run_null_text
+from .sde import run_copy_paste, run_cycle, run_drag, run_sdedit, run_step
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 
 
 Runner = Callable[[Folder, Case], Result]

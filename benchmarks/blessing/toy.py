@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal, Uniform, kl_divergence
 
-from ..pipelines.denoiser import Denoiser
-from ..pipelines.noise import Draw, seeded
-from ..pipelines.schedule import ddim_timesteps, sigma_from_alpha, step_down, vp_scale
+from ...pipelines.denoiser import Denoiser
+from ...pipelines.noise import Draw, seeded
+from ...pipelines.schedule import ddim_timesteps, sigma_from_alpha, step_down, vp_scale
 from .laws import Gaussian, Mixture, below, bins, histogram, kl, number
 
 TRAIN_STEPS = 1000

@@ -16,15 +16,14 @@ import argparse
 import datetime
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from .machine import describe_machine
+from ..tables import RESULTS, describe_machine
 from .noisy_edits import NOISY_EDITS, Ended, make_source
 from .toy import END_BINS, MATCHED, PRIORS, Prior, Walked, floor, oracle, run_toy
 
-RESULTS = Path(__file__).parent / "results" / "blessing.md"
+PAGE = RESULTS / "blessing.md"
 
 PARTICLES = 100_000
 MANY, FEW = 1000, 25
@@ -108,11 +107,10 @@ def main(arguments: list[str]) -> int:
     broken = broken_bounds(rows) + broken_edits(edits)
     print("", *(broken or ["All bounds hold."]), sep="\n")
     if options.write:
-        from .blessing_figure import draw_figure
+        from .figure import draw_figure
 
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        draw_figure(rows, PARTICLES, RESULTS.with_suffix(".png"))
-        RESULTS.write_text(_page(*tables), encoding="utf-8")
+        draw_figure(rows, PARTICLES, PAGE.with_suffix(".png"))
+        PAGE.write_text(_page(*tables), encoding="utf-8")
     return int(bool(broken))
 
 
@@ -165,13 +163,13 @@ def edit_table(edits: dict[str, dict[str, Ended]]) -> str:
 
 def _page(priors: str, gaussian: str, edits: str) -> str:
     """The tables and what they show as Markdown, with the day and the machine."""
-    filled = PAGE.format(
+    filled = TEXT.format(
         priors=priors, gaussian=gaussian, edits=edits, particles=PARTICLES, floor=floor(PARTICLES)
     )
     return f"{filled}\nMeasured on {datetime.date.today():%d %B %Y}: {describe_machine()}.\n"
 
 
-PAGE = """# The blessing of randomness, where one can see it
+TEXT = """# The blessing of randomness, where one can see it
 
 ![Histograms of the particles' start and end for five priors, and KL against the noise level](\
 blessing.png)

@@ -4,14 +4,14 @@ The run script that the cases come from asks for inversion guidance and never ha
 nothing is pulled here. Its quantile is over the source row too, whose difference is zero.
 """
 
-from ..hosts.diffusers.negative_prompt import invert_negative_prompt
-from ..pipelines.correction import UNCORRECTED
-from ..pipelines.denoiser import RowCount
-from ..pipelines.errors import PalimpsestError
-from ..pipelines.proximal import Proximal
-from ..pipelines.schedule import vp_scale
+from ...hosts.diffusers.negative_prompt import invert_negative_prompt
+from ...pipelines.correction import UNCORRECTED
+from ...pipelines.denoiser import RowCount
+from ...pipelines.errors import PalimpsestError
+from ...pipelines.proximal import Proximal
+from ...pipelines.schedule import vp_scale
+from .edit import edit_along, prompts_of
 from .golden import Case, Folder, Result, input_latent
-from .parity_edit import edit_along, prompts_of
 
 #: What the published code calls its thresholds.
 THRESHOLDS = {"l0": "published l0", "l1": "published l1"}

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hosts.diffusers.prompt import Prompt
-from ..pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
-from ..pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction, residual
-from ..pipelines.denoiser import RowCount
-from ..pipelines.rows import Rows
-from ..pipelines.schedule import step_down, vp_scale
-from ..pipelines.trajectory import Trajectory
+from ...hosts.diffusers.prompt import Prompt
+from ...pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
+from ...pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction, residual
+from ...pipelines.denoiser import RowCount
+from ...pipelines.rows import Rows
+from ...pipelines.schedule import step_down, vp_scale
+from ...pipelines.trajectory import Trajectory
 from .golden import Case, Folder, Result, error, input_latent
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..pipelines.noise import Draw
-from ..pipelines.schedule import step_down, vp_scale
+from ...pipelines.noise import Draw
+from ...pipelines.schedule import step_down, vp_scale
 
 
 def number(value: float) -> Tensor:

@@ -20,7 +20,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter
 from .toy import CURVE_BINS, END_BINS, MATCHED, MIXTURE, PRIORS, Prior, Walked, floor, oracle
 
 if TYPE_CHECKING:
-    from .blessing import Row
+    from .__main__ import Row
 
 #: Told apart also without red and green (Okabe & Ito).
 ODE, SDE, MIDDLE, GROUND, PRIOR = "#d55e00", "#0072b2", "#009e73", "#d9d9d9", "#cc79a7"

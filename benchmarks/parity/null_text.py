@@ -6,13 +6,13 @@ latents are compared, not embeddings, and less closely than elsewhere.
 
 from dataclasses import replace
 
-from ..hosts.diffusers.null_text import invert_null_text
-from ..pipelines.correction import DIRECT_INVERSION
-from ..pipelines.denoiser import RowCount
-from ..pipelines.inversion.null_text import NullText
-from ..pipelines.schedule import vp_scale
+from ...hosts.diffusers.null_text import invert_null_text
+from ...pipelines.correction import DIRECT_INVERSION
+from ...pipelines.denoiser import RowCount
+from ...pipelines.inversion.null_text import NullText
+from ...pipelines.schedule import vp_scale
+from .edit import edit_along, prompts_of
 from .golden import Case, Folder, Result, input_latent
-from .parity_edit import edit_along, prompts_of
 
 #: Norm of the difference over norm of the published tensor, per tensor and row.
 TOLERANCE = 1e-2

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hosts.diffusers.prompt import Prompt
-from ..hosts.diffusers.unet import DiffusersUNet
-from ..pipelines.attention.tokens import PromptTokens, Word
-from ..pipelines.errors import PalimpsestError
-from ..pipelines.schedule import sigma_from_alpha
+from ...hosts.diffusers.prompt import Prompt
+from ...hosts.diffusers.unet import DiffusersUNet
+from ...pipelines.attention.tokens import PromptTokens, Word
+from ...pipelines.errors import PalimpsestError
+from ...pipelines.schedule import sigma_from_alpha
 
 #: Norm of the difference over norm of the published tensor, per tensor and row.
 TOLERANCE = 1e-4

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from ..demo.judge import Judgement, judge
-from ..demo.scenes import BACKGROUNDS, COLORS, EXCLUDED, SHAPES, TEXTURES, Scene, caption, changed
-from ..demo.scenes import render as drawn
+from ...demo.judge import Judgement, judge
+from ...demo.scenes import BACKGROUNDS, COLORS, EXCLUDED, SHAPES, TEXTURES, Scene, caption, changed
+from ...demo.scenes import render as drawn
 
 Kind = Literal["color", "shape", "texture", "background"]
 

@@ -9,21 +9,22 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..hosts.diffusers.edict import edict_sigmas, invert_edict
-from ..hosts.diffusers.folder import DiffusersModel
-from ..hosts.diffusers.negative_prompt import invert_negative_prompt
-from ..hosts.diffusers.noise_space import invert_noise
-from ..hosts.diffusers.null_text import invert_null_text
-from ..hosts.diffusers.prompt import Prompt
-from ..hosts.diffusers.style_diffusion import invert_style_diffusion
-from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
-from ..pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction
-from ..pipelines.denoiser import RowCount
-from ..pipelines.inversion.noise_space import EDIT_FRIENDLY, cycle_diffusion
-from ..pipelines.inversion.null_text import NullText
-from ..pipelines.inversion.style_diffusion import Fitting
-from ..pipelines.proximal import Proximal
-from ..pipelines.trajectory import Trajectory
+from ...hosts.diffusers.edict import edict_sigmas, invert_edict
+from ...hosts.diffusers.folder import DiffusersModel
+from ...hosts.diffusers.negative_prompt import invert_negative_prompt
+from ...hosts.diffusers.noise_space import invert_noise
+from ...hosts.diffusers.null_text import invert_null_text
+from ...hosts.diffusers.prompt import Prompt
+from ...hosts.diffusers.style_diffusion import invert_style_diffusion
+from ...pipelines.attention.prompt_to_prompt import rewrite_prompt
+from ...pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction
+from ...pipelines.denoiser import RowCount
+from ...pipelines.inversion.noise_space import EDIT_FRIENDLY, cycle_diffusion
+from ...pipelines.inversion.null_text import NullText
+from ...pipelines.inversion.style_diffusion import Fitting
+from ...pipelines.inversion.uni_inv import uni_inv
+from ...pipelines.proximal import Proximal
+from ...pipelines.trajectory import Trajectory
 from .scene_edits import Task
 
 STEPS = 30
@@ -36,7 +37,7 @@ STYLE_ROUNDS = 240
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class Given:
     """A picture that is inverted, and what it is inverted with.
 
     Attributes:
@@ -61,13 +62,13 @@ class Picture:
         return self.model.unet.ddim_sigmas(STEPS)
 
 
-def ddim(picture: Picture) -> Trajectory:
+def ddim(picture: Given) -> Trajectory:
     """DDIM inversion."""
     unet = picture.model.unet
     return unet.invert(picture.latent, picture.source, picture.sigmas, rows=picture.rows)
 
 
-def null_text(picture: Picture) -> Trajectory:
+def null_text(picture: Given) -> Trajectory:
     """Null-text inversion: ten inner steps and the early stop, as published."""
     prompts = (picture.source, picture.negative)
     trajectory, _ = invert_null_text(
@@ -81,7 +82,7 @@ def null_text(picture: Picture) -> Trajectory:
     return trajectory
 
 
-def negative_prompt(picture: Picture) -> Trajectory:
+def negative_prompt(picture: Given) -> Trajectory:
     """Negative-prompt inversion."""
     unet = picture.model.unet
     return invert_negative_prompt(
@@ -89,12 +90,12 @@ def negative_prompt(picture: Picture) -> Trajectory:
     )
 
 
-def proximal(picture: Picture) -> Trajectory:
+def proximal(picture: Given) -> Trajectory:
     """Negative-prompt inversion under proximal guidance."""
     return negative_prompt(picture).with_carried(Proximal())
 
 
-def edit_friendly(picture: Picture) -> Trajectory:
+def edit_friendly(picture: Given) -> Trajectory:
     """Edit-Friendly DDPM: the noisiest steps skipped, the source without guidance."""
     sigmas = picture.sigmas[: STEPS - SKIP + 1]
     unet = picture.model.unet
@@ -103,14 +104,14 @@ def edit_friendly(picture: Picture) -> Trajectory:
     )
 
 
-def cycle(picture: Picture) -> Trajectory:
+def cycle(picture: Given) -> Trajectory:
     """CycleDiffusion, eta 0.1: a part of the steps, the source without guidance."""
     sigmas = picture.sigmas[: round(CYCLE_STRENGTH * STEPS) + 1]
     unet, space = picture.model.unet, cycle_diffusion()
     return invert_noise(unet, space, picture.latent, picture.source, sigmas, rows=picture.rows)
 
 
-def edict(picture: Picture) -> Trajectory:
+def edict(picture: Given) -> Trajectory:
     """EDICT at its own guidance, over its own part of its own grid."""
     sigmas = edict_sigmas(picture.model.unet, STEPS, strength=EDICT_STRENGTH)
     prompts = (picture.source, picture.negative)
@@ -118,7 +119,15 @@ def edict(picture: Picture) -> Trajectory:
     return invert_edict(unet, picture.latent, *prompts, sigmas, cfg=picture.cfg, rows=picture.rows)
 
 
-def style(picture: Picture) -> Trajectory:
+def aligned(picture: Given) -> Trajectory:
+    """Uni-Inv, the source without guidance."""
+    unet = picture.model.unet
+    return unet.invert_by(
+        picture.latent, picture.source, picture.sigmas, uni_inv, rows=picture.rows
+    )
+
+
+def style(picture: Given) -> Trajectory:
     """StyleDiffusion, with fewer rounds of learning than published."""
     prompts = (picture.source, picture.negative)
     fitting = Fitting(rounds=STYLE_ROUNDS, cfg=picture.cfg)
@@ -141,7 +150,7 @@ class Method:
     """
 
     name: str
-    invert: Callable[[Picture], Trajectory]
+    invert: Callable[[Given], Trajectory]
     correction: Correction = UNCORRECTED
     cfg: float = CFG
     differs: str = ""
@@ -180,6 +189,7 @@ METHODS = {
         cfg=EDICT_CFG,
         differs=f"guidance {EDICT_CFG:g} both ways, the lower {EDICT_STRENGTH:.0%} of the steps",
     ),
+    "uni_inv": Method("Uni-Inv", aligned, differs="source guidance 1"),
     "style": Method(
         "StyleDiffusion",
         style,
@@ -203,7 +213,7 @@ def edit(model: DiffusersModel, task: Task, method: Method) -> Edited:
     """Invert a task's picture and edit it."""
     source, target, negative = (model.prompt(text) for text in (*task.captions, ""))
     latent = model.encode(task.picture)
-    picture = Picture(model, latent, source, negative, method.cfg, RowCount())
+    picture = Given(model, latent, source, negative, method.cfg, RowCount())
     control = rewrite_prompt(
         source.tokens, target.tokens, cross_window=CROSS_WINDOW, self_window=SELF_WINDOW
     )

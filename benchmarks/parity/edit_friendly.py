@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..hosts.diffusers.noise_space import invert_noise
-from ..hosts.diffusers.prompt import Prompt
-from ..pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
-from ..pipelines.correction import DIRECT_INVERSION, residual
-from ..pipelines.denoiser import RowCount
-from ..pipelines.editing import Edit
-from ..pipelines.errors import PalimpsestError
-from ..pipelines.inversion.noise_space import EDIT_FRIENDLY
-from ..pipelines.rows import Rows
-from ..pipelines.schedule import Step, step_down, vp_scale
-from ..pipelines.trajectory import Trajectory
+from ...hosts.diffusers.noise_space import invert_noise
+from ...hosts.diffusers.prompt import Prompt
+from ...pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
+from ...pipelines.correction import DIRECT_INVERSION, residual
+from ...pipelines.denoiser import RowCount
+from ...pipelines.editing import Edit
+from ...pipelines.errors import PalimpsestError
+from ...pipelines.inversion.noise_space import EDIT_FRIENDLY
+from ...pipelines.rows import Rows
+from ...pipelines.schedule import Step, step_down, vp_scale
+from ...pipelines.trajectory import Trajectory
 from .golden import Case, Folder, Result, error, input_latent
-from .parity_sde import replay
+from .sde import replay
 
 #: Its attention store runs with little memory, and keeps maps up to this many pixels.
 SELF_PIXELS = 16**2

@@ -1,0 +1,1 @@
+"""The bounds of The Blessing of Randomness, on laws that are known."""

@@ -1,0 +1,1 @@
+"""How few steps SDE-Drag needs."""

@@ -1,0 +1,1 @@
+"""Every inversion on the same edits of drawn scenes."""

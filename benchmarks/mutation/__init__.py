@@ -1,0 +1,1 @@
+"""Whether the tests notice when one place of `pipelines/` says something else."""

@@ -1,0 +1,1 @@
+"""Our edits beside the published code's stored results."""
