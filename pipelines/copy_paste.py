@@ -34,12 +34,12 @@ class Move:
 
     Attributes:
         pair: Number of the pair, from 0.
-        source: Where its handle is.
+        handle: Where its handle is.
         target: Where its handle goes.
     """
 
     pair: int
-    source: Cell
+    handle: Cell
     target: Cell
 
 
@@ -104,10 +104,10 @@ def copy_paste(
     noise_size = math.sqrt(1 - brush.beta**2) * math.sqrt(1 + sigma**2)
     for move in moves:
         if regions is None:
-            rows, columns = _square(move.source, brush.radius)
+            rows, columns = _square(move.handle, brush.radius)
         else:
             rows, columns = regions[move.pair].nonzero(as_tuple=True)
-        down, right = (move.target[axis] - move.source[axis] for axis in (1, 0))
+        down, right = (move.target[axis] - move.handle[axis] for axis in (1, 0))
         edge = 0 if brush.full_border else 1
         inside = _within(rows, height - edge) & _within(columns, width - edge)
         inside &= _within(rows + down, height - edge) & _within(columns + right, width - edge)
@@ -141,7 +141,7 @@ def _check_fit(
             f"larger than the latent of {width} x {height}: {cure}."
         )
     for move in moves:
-        for x, y in (move.source, move.target):
+        for x, y in (move.handle, move.target):
             if not (0 <= x < width and 0 <= y < height):
                 raise PalimpsestError(
                     f"Drag {move.pair + 1} reaches cell ({x}, {y}), outside the latent of {width} "
@@ -199,7 +199,7 @@ class Regions:
 
     def at(self, moves: Sequence[Move]) -> list[Tensor]:
         """Every pair's region where its handle is now; pairs that do not move stay."""
-        now = dict(enumerate(self.handles)) | {move.pair: move.source for move in moves}
+        now = dict(enumerate(self.handles)) | {move.pair: move.handle for move in moves}
         return [
             shifted(mask, now[i][0] - handle[0], now[i][1] - handle[1])
             for i, (mask, handle) in enumerate(zip(self.masks, self.handles, strict=True))

@@ -1,4 +1,4 @@
-"""Cycle-SDE: record an image as noise that the SDE leads back to it, and edit along that.
+"""Cycle-SDE: noise an image so that the SDE leads back to it, and edit along that.
 
 The image is noised along a chain, by the SDE's own forward process (eta above 0) or by DDIM
 inversion (eta 0, the ODE's counterpart). What the source's denoiser makes of the chain depends on
@@ -24,8 +24,8 @@ from .trajectory import Recipe, Trajectory
 
 
 @dataclass(frozen=True, eq=False)
-class Recorder:
-    """How images are recorded.
+class SourceChain:
+    """How a picture gets its chain, and what the source makes of it.
 
     Attributes:
         sigmas: [k+1] rising levels, the image at the lowest.
@@ -52,7 +52,7 @@ class Recorder:
                 f"At least 1 level goes into a call, got {self.levels_at_once}: raise it."
             )
 
-    def record(
+    def of(
         self,
         x0: Tensor,
         draw: Draw,
@@ -85,7 +85,7 @@ class Recorder:
         """A chain with the source's guesses, anew where it had some.
 
         Args:
-            chain: A recorded chain.
+            chain: What `of` gave, or a chain of that kind.
             on_levels: Progress.
         """
         if self.source is None:

@@ -97,7 +97,7 @@ def plan(
             for number, (pair, count) in enumerate(zip(pairs, own, strict=True))
             if i < count
         ]
-        steps.append([move for move in moves if still or move.source != move.target])
+        steps.append([move for move in moves if still or move.handle != move.target])
     return [moves for moves in steps if moves]
 
 
@@ -144,7 +144,7 @@ def check_mask(mask: Tensor, pairs: Sequence[tuple[Cell, Cell]]) -> None:
 
 
 #: Gives a latent its chain down to noise, source guesses included.
-Record = Callable[[Tensor], Trajectory]
+ChainOf = Callable[[Tensor], Trajectory]
 
 #: Called after each drag step with (drag steps done, result so far).
 OnDrag = Callable[[int, Tensor], None]
@@ -154,7 +154,7 @@ def drag(
     x0: Tensor,
     steps: Sequence[Sequence[Move]],
     *,
-    record: Record,
+    chain_of: ChainOf,
     step: DragStep,
     on_step: OnStep | None = None,
     on_drag: OnDrag | None = None,
@@ -164,14 +164,14 @@ def drag(
     Args:
         x0: [B, C, h, w] the picture at the lowest level.
         steps: From `plan`.
-        record: Called once a drag step with the result so far.
+        chain_of: Called once a drag step with the result so far.
         step: How a drag step is taken.
         on_step: Progress of the walk in each drag step.
         on_drag: Progress callback.
     """
     x = x0
     for i, moves in enumerate(steps, 1):
-        x = step.take(record(x), moves, on_step)
+        x = step.take(chain_of(x), moves, on_step)
         if on_drag:
             on_drag(i, x)
     return x

@@ -108,5 +108,5 @@ def _repeats(trajectory: Trajectory, lender: Lender, source: Asked, target: Aske
     if trajectory.recipe.strength is None:
         return False
     recorded = trajectory.denoised is not None  # else this edit is going to ask the source
-    known = trajectory.recipe.source if recorded else lender.key(source)
+    known = trajectory.recipe.source_key if recorded else lender.key(source)
     return bool(known) and known == lender.key(target)

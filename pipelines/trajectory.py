@@ -31,7 +31,7 @@ class Recipe:
         eta: Of the step down that the chain belongs to; 0 for an ODE chain, 1 for an SDE chain.
         strength: Part of the chain's residual that every edit along it adds to its target. None
             leaves it to the edit: the residual is an inversion's error and not the picture's noise.
-        source: What `denoised` was computed under, as text; "" where nothing was.
+        source_key: What `denoised` was computed under, as text; "" where nothing was.
         source_cfg: Guidance of the source row in an edit; None guides it as the target is.
         noise_scale: Of a rectified-flow model, whose host names levels by flow time; None for
             models whose host names them by sigma.
@@ -48,7 +48,7 @@ class Recipe:
     seconds: float = 0.0
     eta: float = 0.0
     strength: float | None = None
-    source: str = ""
+    source_key: str = ""
     source_cfg: float | None = None
     noise_scale: float | None = None
     latent_slope: tuple[float, ...] = ()

@@ -28,6 +28,9 @@ FORMAT = 3
 #: What a file may carry besides the chain. A method that carries something adds its class.
 KINDS: tuple[type[Carried], ...] = (Aligned, Coupled, MappedValues, NegativeEmbedding, Proximal)
 
+#: What a file calls a field of `Recipe`, where the field has another name by now.
+IN_FILE = {"source_key": "source"}
+
 #: Every number of a recipe is smaller than this.
 NUMBERS = 2**63
 
@@ -40,7 +43,7 @@ def to_tensors(trajectory: Trajectory) -> tuple[dict[str, Tensor], dict[str, str
     every = {name: getattr(trajectory, name) for name in (*ALWAYS, *SOMETIMES)}
     for carried in trajectory.carried:
         every |= {f"{carried.name}/{key}": t for key, t in carried.tensors.items()}
-    recipe = asdict(trajectory.recipe)
+    recipe = {IN_FILE.get(key, key): v for key, v in asdict(trajectory.recipe).items()}
     about = {"palimpsest_trajectory": str(_oldest_format(trajectory))}
     if about["palimpsest_trajectory"] == "1":
         del recipe["strength"]
@@ -85,7 +88,8 @@ def from_tensors(
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise PalimpsestError(f"{name} is damaged: it holds NaN. Save the trajectory again.")
     stored = _text(about, "recipe", name)
-    recipe = _built(Recipe, stored, name)
+    renamed = {field: stored[key] for field, key in IN_FILE.items() if key in stored}
+    recipe = _built(Recipe, stored | renamed, name)
     if version < 3:
         recipe = replace(recipe, strength=_strength_before_3(recipe.eta))
         carried = carried_before_3(tensors, stored)

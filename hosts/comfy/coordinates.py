@@ -20,7 +20,7 @@ from ...pipelines.schedule import FLOW_T_MAX, VP, Family, vp_scale
 
 
 @dataclass(frozen=True)
-class Space:
+class Coordinates:
     """How a model family relates to x.
 
     Attributes:
@@ -57,11 +57,11 @@ class Space:
 
 
 #: Models that are sampled in x itself.
-OURS = Space()
+OURS = Coordinates()
 
 
-def space_of(model: ModelPatcher, feature: str) -> Space:
-    """The space of a model.
+def coordinates_of(model: ModelPatcher, feature: str) -> Coordinates:
+    """The coordinates of a model.
 
     Raises:
         PalimpsestError: If it predicts something else than noise, v or a flow, naming the feature.
@@ -69,7 +69,7 @@ def space_of(model: ModelPatcher, feature: str) -> Space:
     sampling = model.get_model_object("model_sampling")
     families = comfy.model_sampling
     if isinstance(sampling, families.CONST) and not isinstance(sampling, families.IMG_TO_IMG_FLOW):
-        return Space(float(getattr(sampling, "noise_scale", 1.0)))
+        return Coordinates(float(getattr(sampling, "noise_scale", 1.0)))
     eps = isinstance(sampling, families.EPS) and sampling.sigma_data == 1.0
     if eps and not isinstance(sampling, families.X0):
         return OURS
@@ -80,13 +80,13 @@ def space_of(model: ModelPatcher, feature: str) -> Space:
     )
 
 
-def rising_sigmas(space: Space, levels: Tensor) -> Tensor:
+def rising_sigmas(coordinates: Coordinates, levels: Tensor) -> Tensor:
     """[N+1] float64 rising sigmas of ComfyUI's falling levels.
 
     Raises:
         PalimpsestError: If more than one of them lies where a flow is cut.
     """
-    sigmas = space.sigma(levels.double().cpu()).flip(0)
+    sigmas = coordinates.sigma(levels.double().cpu()).flip(0)
     if len(sigmas) > 1 and sigmas[-2] == sigmas[-1]:
         raise PalimpsestError(
             f"The schedule comes closer to pure noise than flow time {FLOW_T_MAX} in more than one "
@@ -95,6 +95,6 @@ def rising_sigmas(space: Space, levels: Tensor) -> Tensor:
     return sigmas
 
 
-def host_levels(space: Space, sigmas: Tensor) -> Tensor:
+def host_levels(coordinates: Coordinates, sigmas: Tensor) -> Tensor:
     """[N+1] float32 falling levels, as ComfyUI's SIGMAS, of rising sigmas."""
-    return space.level(sigmas.flip(0)).to(torch.float32)
+    return coordinates.level(sigmas.flip(0)).to(torch.float32)

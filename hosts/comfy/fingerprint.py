@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...pipelines.trajectory import Recipe
-from .coordinates import space_of
+from .coordinates import coordinates_of
 from .guests import changes_calls
 from .guidance import Conditioning
 
@@ -24,8 +24,14 @@ def fingerprint(model: ModelPatcher) -> str:
         for weight, *_ in model.get_key_patches(key).get(key, [])[:1]
         for value in (weight[0] if isinstance(weight, tuple) else weight).flatten()[:8]
     ]
-    kind = type(model.model).__name__
-    return json.dumps({"kind": kind, "config": config, "probe": probe}, sort_keys=True)
+    told = {"kind": type(model.model).__name__, "config": config, "probe": probe}
+    return json.dumps(told | {"prediction": prediction(model)}, sort_keys=True)
+
+
+def prediction(model: ModelPatcher) -> str:
+    """What its network's output is taken for: the name of core's class for it, such as EPS."""
+    kinds = type(model.get_model_object("model_sampling")).__mro__
+    return next((kind.__name__ for kind in kinds if "calculate_denoised" in vars(kind)), "")
 
 
 def _probed(model: ModelPatcher) -> str:
@@ -43,6 +49,12 @@ def same_model(one: str, other: str) -> bool:
         for x, y in zip(a["probe"], b["probe"], strict=True)
     )
     return alike and a["kind"] == b["kind"] and a["config"] == b["config"]
+
+
+def same_prediction(one: str, other: str) -> bool:
+    """Whether two fingerprints take the network's output for the same; older ones do not say."""
+    a, b = (json.loads(each).get("prediction", "") for each in (one, other))
+    return not (a and b) or a == b
 
 
 def conditioning_key(conditioning: Conditioning) -> str:
@@ -65,9 +77,19 @@ def source_key(model: ModelPatcher, conditionings: list[Conditioning], *, note: 
     keys = [conditioning_key(conditioning) for conditioning in conditionings]
     if model.patches:  # LoRA, and whatever else changes weights
         keys.append(str(model.patches_uuid))
+    if "model_sampling" in model.object_patches:
+        keys.append(_sampling_key(model))
     if changes_calls(model) or not all(keys):
         return ""  # patches of calls are functions, which have no name to go by
     return " ".join([note, *keys]) if note else " ".join(keys)
+
+
+def _sampling_key(model: ModelPatcher) -> str:
+    """What core's ModelSampling nodes change: the prediction, its levels and its numbers."""
+    sampling, digest = model.get_model_object("model_sampling"), hashlib.sha256()
+    numbers = {k: v for k, v in vars(sampling).items() if isinstance(v, int | float)}
+    _feed(digest, [prediction(model), numbers, dict(sampling.named_buffers())])
+    return digest.hexdigest()
 
 
 def guided_key(
@@ -105,7 +127,7 @@ def describe(model: ModelPatcher, recipe: Recipe) -> Recipe:
     return replace(
         recipe,
         model=fingerprint(model),
-        noise_scale=space_of(model, "A trajectory").noise_scale,
+        noise_scale=coordinates_of(model, "A trajectory").noise_scale,
         latent_slope=tuple(b - a for a, b in zip(zero, one, strict=True)),
         latent_offset=tuple(zero),
     )

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...pipelines.errors import PalimpsestError
 from ...pipelines.trajectory import Trajectory
-from .coordinates import space_of
-from .fingerprint import fingerprint, same_model
+from .coordinates import coordinates_of
+from .fingerprint import fingerprint, prediction, same_model, same_prediction
 from .guidance import Conditioning
 
 
@@ -96,10 +96,15 @@ def check_trajectory(model: ModelPatcher, trajectory: Trajectory) -> None:
             "that inverted the picture, or invert again with this one."
         )
     flow = trajectory.recipe.noise_scale
-    if flow is not None and space_of(model, "A trajectory").noise_scale != flow:
+    if flow is not None and coordinates_of(model, "A trajectory").noise_scale != flow:
         raise PalimpsestError(
             "The trajectory was made with a flow model (or one of another noise scale), the model "
             "connected is none: connect the model that inverted the picture."
+        )
+    if made and not same_prediction(made, fingerprint(model)):
+        raise PalimpsestError(
+            "The trajectory was made when the model was said to predict something else than "
+            f"{prediction(model)}: connect the same ModelSampling node to both, or invert again."
         )
 
 

@@ -7,7 +7,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...pipelines.errors import PalimpsestError
-from .coordinates import Space
+from .coordinates import Coordinates
 
 #: Levels at most of a schedule whose end is walked: core takes half a minute for millions of them,
 #: and cannot be cancelled meanwhile. Every strength of 0.01 and above has fewer at 1000 steps.
@@ -47,7 +47,7 @@ def part_of_schedule(model: ModelPatcher, scheduler: str, steps: int, t0: float)
     return levels
 
 
-def sigma_of_part(model: ModelPatcher, space: Space, part: float) -> Tensor:
+def sigma_of_part(model: ModelPatcher, coordinates: Coordinates, part: float) -> Tensor:
     """0-d noise level at a part of the model's training timesteps."""
     if not 0 < part <= 1:
         raise PalimpsestError(
@@ -55,7 +55,7 @@ def sigma_of_part(model: ModelPatcher, space: Space, part: float) -> Tensor:
         )
     levels = model.get_model_object("model_sampling").sigmas
     level = levels[max(0, round(part * len(levels)) - 1)]
-    return space.sigma(torch.as_tensor(level).double().cpu())
+    return coordinates.sigma(torch.as_tensor(level).double().cpu())
 
 
 def schedule(model: ModelPatcher, scheduler: str, steps: int, strength: float) -> Tensor:

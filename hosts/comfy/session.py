@@ -24,7 +24,7 @@ from ...pipelines.attention.hooks import NO_HOOKS, Hooks, Role
 from ...pipelines.denoiser import Denoiser, Guidance, RowCount, per_row
 from ...pipelines.lending import Mix
 from .calls import Call
-from .coordinates import OURS, Space
+from .coordinates import OURS, Coordinates
 from .cost import Spent
 from .guests import read_the_level
 from .guidance import (
@@ -49,7 +49,7 @@ class Session:
         rows: Rows spent so far.
         x0: [B, C, h, w] the latent that was given, in model scale, on the model's device.
         on_step: Shows progress and a preview.
-        space: How the model's coordinates relate to x.
+        coordinates: How the model's coordinates relate to x.
     """
 
     guider: BranchGuider
@@ -57,7 +57,7 @@ class Session:
     rows: RowCount
     x0: Tensor
     on_step: Callable[[int, Tensor, Tensor], None]
-    space: Space = OURS
+    coordinates: Coordinates = OURS
 
     @property
     def target(self) -> Conds:
@@ -113,7 +113,7 @@ class Session:
         """A guidance as core's samplers call it: what they add to the input, negated."""
 
         def guidance(args: dict[str, Any]) -> Tensor:
-            sigma = self.space.sigma(args["sigma"].double()).to(args["input"])
+            sigma = self.coordinates.sigma(args["sigma"].double()).to(args["input"])
             guesses = args["cond_denoised"], args["uncond_denoised"]
             return args["input"] - mix(*guesses, args["cond_scale"], sigma)
 
@@ -121,15 +121,15 @@ class Session:
 
     def _cfg_of(self, guidance: Guidance, levels: Tensor) -> float | Tensor:
         """One scale, or one per row, of ComfyUI's levels."""
-        scales = [guidance(sigma) for sigma in self.space.sigma(levels.double()).tolist()]
+        scales = [guidance(sigma) for sigma in self.coordinates.sigma(levels.double()).tolist()]
         if len(set(scales)) == 1:
             return scales[0]
         return torch.tensor(scales, device=levels.device, dtype=torch.float32)
 
     def _called_with(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Latent and level of every row, as core's model calls take them."""
-        shown = self.space.shown(x, per_row(sigma, x))
-        level = self.space.level(sigma).to(device=x.device, dtype=torch.float32)
+        shown = self.coordinates.shown(x, per_row(sigma, x))
+        level = self.coordinates.level(sigma).to(device=x.device, dtype=torch.float32)
         return shown, level.expand(len(x))
 
     def recorder(
@@ -222,7 +222,7 @@ class _SessionSampler(comfy.samplers.Sampler):
     """Stands in a sampler's place and keeps what the algorithm returns."""
 
     algorithm: Callable[[Session], Any]
-    space: Space
+    coordinates: Coordinates
     total: int
     rows: RowCount = field(default_factory=RowCount)
     result: Any = None
@@ -242,7 +242,7 @@ class _SessionSampler(comfy.samplers.Sampler):
             callback(done - 1, denoised, x, self.total)
 
         options = extra_args["model_options"]
-        session = Session(guider, options, self.rows, latent_image, on_step, self.space)
+        session = Session(guider, options, self.rows, latent_image, on_step, self.coordinates)
         self.result = self.algorithm(session)
         return latent_image
 
@@ -253,7 +253,7 @@ def run(
     levels: Tensor,
     algorithm: Callable[[Session], Any],
     *,
-    space: Space = OURS,
+    coordinates: Coordinates = OURS,
     total: int | None = None,
     callback: Callable[[int, Tensor, Tensor, int], None] | None = None,
 ) -> tuple[Any, Spent]:
@@ -264,7 +264,7 @@ def run(
         samples: [B, C, h, w] LATENT samples that the run is about.
         levels: [N+1] the falling levels that it will visit, as core's SIGMAS.
         algorithm: What to do; its tensors live on the model's device.
-        space: How the model's coordinates relate to x.
+        coordinates: How the model's coordinates relate to x.
         total: Steps of which `on_step` is going to tell; one per level if not given.
         callback: Told of every step as core's samplers tell (step, denoised, latent, total);
             core's own progress and previews if not given.
@@ -274,7 +274,7 @@ def run(
     """
     began = time.perf_counter()
     total = len(levels) - 1 if total is None else total
-    sampler = _SessionSampler(algorithm, space, total)
+    sampler = _SessionSampler(algorithm, coordinates, total)
     callback = callback or latent_preview.prepare_callback(guider.model_patcher, total)
     guider.sample(
         torch.zeros_like(samples), samples, sampler, levels, callback=callback, disable_pbar=True

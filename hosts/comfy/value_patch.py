@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...pipelines.attention.value_mapping import ValuesAt, value_contexts
 from .calls import Prompts
-from .coordinates import Space
+from .coordinates import Coordinates
 from .session import Session
 
 
@@ -27,13 +27,13 @@ def with_values(session: Session, values_at: ValuesAt) -> Session:
     patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
     positives = [*session.source["positive"], *session.target["positive"]]
     negatives = [*session.source["negative"], *session.target["negative"]]
-    mapped = _patch(values_at, session.space, Prompts.of([positives, negatives]))
+    mapped = _patch(values_at, session.coordinates, Prompts.of([positives, negatives]))
     patches["attn2_patch"] = [*patches.get("attn2_patch", []), mapped]
     return replace(session, options=options)
 
 
 def _patch(
-    values_at: ValuesAt, space: Space, prompts: Prompts
+    values_at: ValuesAt, coordinates: Coordinates, prompts: Prompts
 ) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """What core calls with the queries' input, and those of keys and values.
 
@@ -44,7 +44,7 @@ def _patch(
     def patch(
         n: Tensor, context: Tensor, value: Tensor, extra: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        values = values_at(space.sigma(extra["sigmas"][0].double()))
+        values = values_at(coordinates.sigma(extra["sigmas"][0].double()))
         roles = prompts.roles(extra)
         if values is None or "cond" not in roles:
             return n, context, value

@@ -229,9 +229,10 @@ def _check_vectors(
     widths = {vectors[p].shape[-1] for p in positions if p in vectors}
     if widths != {tokenizer.embedding_size}:
         raise PalimpsestError(
-            f"The prompt's {piece.text} has {' and '.join(map(str, widths)) or 'no'} numbers a "
-            f"token, this CLIP reads {tokenizer.embedding_size}: take an embedding that was made "
-            "for this kind of model, or leave it out."
+            f"The prompt's {quoted(piece.text)} has "
+            f"{' and '.join(map(str, widths)) or 'no'} numbers a token, this CLIP reads "
+            f"{tokenizer.embedding_size}: take an embedding that was made for this kind of model, "
+            "or leave it out."
         )
 
 

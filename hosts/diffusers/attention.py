@@ -45,18 +45,19 @@ def _processors(
     if hooks.attention is None and values is None:
         yield
         return
-    before = dict(unet.attn_processors)
-    hooks = {
-        f"{name}.processor": _HookedProcessor(hooks.attention, kind, layer, tuple(roles), values)
-        for layer, block in enumerate(transformer_blocks(unet))
-        for kind, name in (("self", f"{block}.attn1"), ("cross", f"{block}.attn2"))
-        if f"{name}.processor" in before
-    }
-    unet.set_attn_processor({**before, **hooks})
+    before = []
     try:
+        for layer, block in enumerate(transformer_blocks(unet)):
+            for kind, attention in (("self", block.attn1), ("cross", block.attn2)):
+                if attention is None:  # a block may be without the one or the other
+                    continue
+                before.append((attention, attention.processor))
+                own = _HookedProcessor(hooks.attention, kind, layer, tuple(roles), values)
+                attention.set_processor(own)
         yield
     finally:
-        unet.set_attn_processor(before)
+        for attention, processor in before:
+            attention.set_processor(processor)
 
 
 @contextmanager
@@ -89,24 +90,22 @@ def _watched_blocks(
 
 def residual_blocks(unet: nn.Module) -> list[nn.Module]:
     """Residual blocks in execution order: down, middle, up."""
+    return _modules(unet, "ResnetBlock2D")
+
+
+def _modules(unet: nn.Module, kind: str) -> list[nn.Module]:
     return [
         module
         for part in ("down_blocks", "mid_block", "up_blocks")
         if getattr(unet, part, None) is not None
         for module in getattr(unet, part).modules()
-        if type(module).__name__ == "ResnetBlock2D"
+        if type(module).__name__ == kind
     ]
 
 
-def transformer_blocks(unet: nn.Module) -> list[str]:
-    """Names of the transformer blocks in execution order: down, middle, up."""
-    return [
-        f"{part}.{name}"
-        for part in ("down_blocks", "mid_block", "up_blocks")
-        if getattr(unet, part, None) is not None
-        for name, module in getattr(unet, part).named_modules()
-        if type(module).__name__ == "BasicTransformerBlock"
-    ]
+def transformer_blocks(unet: nn.Module) -> list[nn.Module]:
+    """Transformer blocks in execution order: down, middle, up."""
+    return _modules(unet, "BasicTransformerBlock")
 
 
 class _HookedProcessor:

@@ -56,4 +56,4 @@ def invert_edict(
     """
     levels, rests = drop_rests(sigmas)
     method = partial(couple, mixing=mixing, rests=rests)
-    return model.record(x0, prompt, levels, method, negative=negative, cfg=cfg, rows=rows)
+    return model.invert_by(x0, prompt, levels, method, negative=negative, cfg=cfg, rows=rows)

@@ -59,7 +59,7 @@ def invert_noise(
         space.recipe,
         cfg=source_cfg,
         rows=spent.rows,
-        source=guided_key(source, negative, source_cfg),
+        source_key=guided_key(source, negative, source_cfg),
         source_cfg=source_cfg,
     )
     return Trajectory(latents, sigmas, x0, recipe, denoised=guesses)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...pipelines.copy_paste import Brush, Cell, Regions
 from ...pipelines.correction import CYCLE
-from ...pipelines.cycle_sde import Recorder
+from ...pipelines.cycle_sde import SourceChain
 from ...pipelines.denoiser import Guidance, RowCount, constant, ramp
 from ...pipelines.drag import DragStep, OnDrag, drag, plan
 from ...pipelines.editing import Branches, Edit
@@ -42,7 +42,7 @@ class Drags:
     regions: Regions | None = None
 
 
-def recorder(
+def source_chain(
     unet: DiffusersUNet,
     prompt: Prompt,
     negative: Prompt,
@@ -52,9 +52,9 @@ def recorder(
     eta: float = 1.0,
     levels_at_once: int = 8,
     rows: RowCount | None = None,
-) -> Recorder:
+) -> SourceChain:
     """How a latent is recorded under the prompt of its source."""
-    return Recorder(
+    return SourceChain(
         sigmas,
         source=unet.denoiser(prompt, negative, cfg=guidance, rows=rows),
         invert=unet.denoiser(prompt, rows=rows),
@@ -95,10 +95,10 @@ def cycle_sde(
         seed: Of the chain.
         rows: Counts the rows spent.
     """
-    how = recorder(unet, source, negative, sigmas, constant(source_cfg), eta=eta, rows=rows)
+    how = source_chain(unet, source, negative, sigmas, constant(source_cfg), eta=eta, rows=rows)
     target_denoiser = unet.denoiser(target, negative, cfg=cfg, rows=rows)
     branches = Branches(target_denoiser, how.source)
-    trajectory = how.record(x0, seeded(seed))
+    trajectory = how.of(x0, seeded(seed))
     kept = outside(mask, trajectory)
     return Edit(trajectory, branches, CYCLE, eta, after=kept).run().latent
 
@@ -137,7 +137,7 @@ def sde_drag(
         on_drag: Called after each drag step with its number and the result so far.
     """
     draw = seeded(seed)
-    how = recorder(
+    how = source_chain(
         unet,
         prompt,
         negative,
@@ -150,7 +150,7 @@ def sde_drag(
     return drag(
         x0,
         plan(drags.pairs, drags.stride, early_stop=drags.early_stop),
-        record=lambda x: how.record(x, draw),
+        chain_of=lambda x: how.of(x, draw),
         step=DragStep(
             Branches(how.source, how.source), eta, drags.brush, draw, mask, drags.regions
         ),

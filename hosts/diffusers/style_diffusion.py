@@ -65,8 +65,7 @@ def source_of(
     """What the pipeline asks of the model; see `invert_style_diffusion`."""
     maps = None
     if fitting.map_weight:
-        modules = dict(unet.unet.named_modules())
-        heads = [modules[f"{name}.attn2"].heads for name in transformer_blocks(unet.unet)]
+        heads = [block.attn2.heads for block in transformer_blocks(unet.unet)]
         maps = CrossMaps(heads, x0.shape[-2:].numel())
     hooks = Hooks(maps.record) if maps else NO_HOOKS
 

@@ -26,8 +26,8 @@ from ...pipelines.denoiser import (
 from ...pipelines.edit_along import edit_along
 from ...pipelines.editing import Editing
 from ...pipelines.errors import PalimpsestError
+from ...pipelines.inversion.method import Inversion
 from ...pipelines.lending import Asked, Mix
-from ...pipelines.recording import Inversion
 from ...pipelines.schedule import VP, Scale, ddim_timesteps, sigma_from_alpha, vp_scale
 from ...pipelines.trajectory import Recipe, Trajectory
 from .attention import hooked
@@ -228,7 +228,7 @@ class DiffusersUNet:
             keep_source=keep_source,
         )
 
-    def record(
+    def invert_by(
         self,
         x0: Tensor,
         prompt: Prompt,

@@ -23,7 +23,6 @@ from .shared import (
     Asked,
     convention_input,
     inversion,
-    inverted,
     negative_input,
     picture_inputs,
 )
@@ -124,8 +123,8 @@ class InvertDDIM(Node):
         averaging: bool = False,
         **wires: Any,
     ) -> io.NodeOutput:
-        features = taken(SourceFeatures, wires)
-        picture = Asked(**wires).picture(NAME, cfg=cfg)
+        features, asked = taken(SourceFeatures, wires), Asked(**wires)
+        picture = asked.picture(NAME, cfg=cfg)
         recorder = features.recorder(picture)
         made = invert_ddim(
             picture,
@@ -134,7 +133,7 @@ class InvertDDIM(Node):
             solve=averaged if averaging else fixed_point,
             recorder=recorder,
         )
-        return inverted(picture.model, *made, features.told(recorder))
+        return asked.inverted(*made, features.told(recorder))
 
 
 @dataclass(frozen=True, eq=False)

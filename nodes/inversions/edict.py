@@ -13,7 +13,6 @@ from .shared import (
     SIGMAS_IN,
     Asked,
     inversion,
-    inverted,
     negative_input,
     picture_inputs,
 )
@@ -66,9 +65,10 @@ class InvertEDICT(Node):
         )
 
     @classmethod
-    def run(cls, cfg: float, mixing: float, **asked: Any) -> io.NodeOutput:
-        picture = Asked(**asked).picture(NAME, cfg=cfg)
-        return inverted(picture.model, *invert(picture, partial(couple, mixing=mixing)))
+    def run(cls, cfg: float, mixing: float, **wires: Any) -> io.NodeOutput:
+        asked = Asked(**wires)
+        picture = asked.picture(NAME, cfg=cfg)
+        return asked.inverted(*invert(picture, partial(couple, mixing=mixing)))
 
 
 NODES = [InvertEDICT]

@@ -14,7 +14,6 @@ from .shared import (
     Asked,
     convention_input,
     inversion,
-    inverted,
     negative_input,
     picture_inputs,
 )
@@ -65,7 +64,7 @@ class InvertNegativePrompt(Node):
         made = invert_negative_prompt(
             asked.picture(NAME), interpolation=interpolation, convention=convention
         )
-        return inverted(asked.model, *made)
+        return asked.inverted(*made)
 
 
 NODES = [InvertNegativePrompt]

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ...hosts.comfy.inversions.null_text import invert_null_text
 from ...pipelines.inversion.null_text import NullText
 from ..border import Node
-from .shared import SIGMAS_IN, UNET_MODEL, Asked, inversion, inverted, picture_inputs
+from .shared import SIGMAS_IN, UNET_MODEL, Asked, inversion, picture_inputs
 
 NAME = "Invert (Null-text)"
 
@@ -85,13 +85,14 @@ class InvertNullText(Node):
         inner_steps: int,
         variant: str,
         early_stop_epsilon: float,
-        **asked: Any,
+        **wires: Any,
     ) -> io.NodeOutput:
-        picture = Asked(**asked).picture(NAME)
+        asked = Asked(**wires)
         settings = NullText(cfg, inner_steps, early_stop_epsilon)
+        picture = asked.picture(NAME)
         trajectory, spent, learned = invert_null_text(picture, settings, variant=variant)
         told = f"{learned.inner_steps} optimiser steps, loss {learned.loss:.2g}"
-        return inverted(picture.model, trajectory, spent, told)
+        return asked.inverted(trajectory, spent, told)
 
 
 NODES = [InvertNullText]

@@ -12,7 +12,7 @@ from ...hosts.comfy.guidance import Conditioning
 from ...hosts.comfy.inversions.noise import noise_of_trajectory
 from ...hosts.comfy.inversions.noise_space import invert_noise
 from ...hosts.comfy.inversions.picture import Picture
-from ...hosts.comfy.latents import batch_index_of, samples_of
+from ...hosts.comfy.latents import batch_index_of, samples_of, with_samples
 from ...hosts.comfy.refusals import refuse_noise_mask
 from ...hosts.comfy.schedules import schedule
 from ...pipelines.errors import PalimpsestError
@@ -181,6 +181,25 @@ class Asked:
         samples = samples_of(self.model, self.latent)
         return Picture(self.model, self.positive, negative, samples, levels, cfg, feature)
 
+    def inverted(self, trajectory: Chain, spent: Spent, more: str = "") -> io.NodeOutput:
+        """The outputs of an inversion, and what the node shows.
+
+        Args:
+            trajectory: What it gave.
+            spent: What it cost.
+            more: A further line of text.
+        """
+        recipe = replace(trajectory.recipe, seconds=round(spent.seconds, 2))
+        trajectory = replace(trajectory, recipe=recipe)
+        text = f"{trajectory.steps} steps, {spent.rows} UNet rows, {spent.seconds:.1f} s"
+        return io.NodeOutput(
+            trajectory,
+            with_samples(self.latent, trajectory.in_host_scale(trajectory.start)),
+            trajectory.falling_sigmas,
+            noise_of_trajectory(self.model, trajectory),
+            ui=report(spent, f"{text}\n{more}" if more else text),
+        )
+
 
 def need_negative(cfg: float, negative: Conditioning | None, name: str) -> None:
     """Refuse guidance without its other end.
@@ -233,25 +252,4 @@ class Drawing:
             batch_index=batch_index_of(asked.latent),
             levels_at_once=self.source_batch,
         )
-        return inverted(picture.model, *made)
-
-
-def inverted(model: ModelPatcher, trajectory: Chain, spent: Spent, more: str = "") -> io.NodeOutput:
-    """The outputs of an inversion, and what the node shows.
-
-    Args:
-        model: The model that inverted.
-        trajectory: What it gave.
-        spent: What it cost.
-        more: A further line of text.
-    """
-    recipe = replace(trajectory.recipe, seconds=round(spent.seconds, 2))
-    trajectory = replace(trajectory, recipe=recipe)
-    text = f"{trajectory.steps} steps, {spent.rows} UNet rows, {spent.seconds:.1f} s"
-    return io.NodeOutput(
-        trajectory,
-        {"samples": trajectory.in_host_scale(trajectory.start)},
-        trajectory.falling_sigmas,
-        noise_of_trajectory(model, trajectory),
-        ui=report(spent, f"{text}\n{more}" if more else text),
-    )
+        return asked.inverted(*made)

@@ -11,7 +11,7 @@ from ...pipelines.errors import PalimpsestError
 from ...pipelines.inversion.style_diffusion import Fitting
 from ..border import Node
 from ..inputs import cfg_input, seed_input, taken
-from .shared import SIGMAS_IN, UNET_MODEL, Asked, inversion, inverted, picture_inputs
+from .shared import SIGMAS_IN, UNET_MODEL, Asked, inversion, picture_inputs
 
 FEATURE = "Invert (StyleDiffusion)"
 
@@ -113,15 +113,14 @@ class InvertStyleDiffusion(Node):
         **wires: Any,
     ) -> io.NodeOutput:
         _check_pair(clip_vision, image)
-        fitting = taken(Fitting, wires)
-        picture = Asked(**wires).picture(FEATURE)
+        fitting, asked = taken(Fitting, wires), Asked(**wires)
         tokens = None if clip_vision is None else encoded_tokens(clip_vision, image)
         trajectory, fitted, spent = invert_style_diffusion(
-            picture, fitting, tokens=tokens, value_window=value_window
+            asked.picture(FEATURE), fitting, tokens=tokens, value_window=value_window
         )
         loss = sum(fitted.losses) / len(fitted.losses)
         more = f"{fitted.rounds} of {fitting.rounds} rounds, mean loss {loss:.2g}"
-        return inverted(picture.model, trajectory, spent, more)
+        return asked.inverted(trajectory, spent, more)
 
 
 def _check_pair(clip_vision: ClipVisionModel | None, image: Tensor | None) -> None:

@@ -12,7 +12,6 @@ from .shared import (
     SIGMAS_IN,
     Asked,
     inversion,
-    inverted,
     negative_input,
     picture_inputs,
 )
@@ -52,9 +51,9 @@ class InvertUniInv(Node):
         )
 
     @classmethod
-    def run(cls, cfg: float, **asked: Any) -> io.NodeOutput:
-        picture = Asked(**asked).picture(NAME, cfg=cfg)
-        return inverted(picture.model, *invert(picture, uni_inv))
+    def run(cls, cfg: float, **wires: Any) -> io.NodeOutput:
+        asked = Asked(**wires)
+        return asked.inverted(*invert(asked.picture(NAME, cfg=cfg), uni_inv))
 
 
 NODES = [InvertUniInv]

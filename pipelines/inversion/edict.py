@@ -49,9 +49,9 @@ from ..editing import Edited, Editing
 from ..errors import PalimpsestError
 from ..finite import check_finite
 from ..lending import Asked, Lender
-from ..recording import Recorded
 from ..schedule import Family, Scale, check_rising, moment_at
 from ..trajectory import Recipe, Trajectory
+from .method import Inverted
 
 
 class Pair(NamedTuple):
@@ -98,7 +98,7 @@ def couple(
     mixing: float = 0.93,
     rests: int = 0,
     on_step: OnStep | None = None,
-) -> Recorded:
+) -> Inverted:
     """Invert an image by EDICT; both chains begin as the image.
 
     Args:
@@ -141,7 +141,7 @@ def couple(
             on_step(level, pair.x, early)
     x, y = (torch.stack(chain) for chain in zip(*pairs, strict=True))
     coupled = Coupled(y, torch.stack(guesses), mixing, rests)
-    return Recorded(x, Recipe("edict"), carried=(coupled,))
+    return Inverted(x, Recipe("edict"), carried=(coupled,))
 
 
 def _first(step: int) -> int:

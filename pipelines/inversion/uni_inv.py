@@ -41,9 +41,9 @@ from ..editing import Edited, Editing
 from ..errors import PalimpsestError
 from ..finite import check_finite
 from ..lending import Asked, Lender
-from ..recording import Recorded
 from ..schedule import Family, check_rising, moment_at, step_down
 from ..trajectory import Recipe, Trajectory
+from .method import Inverted
 
 
 def uni_inv(
@@ -53,8 +53,8 @@ def uni_inv(
     *,
     family: Family,
     on_step: OnStep | None = None,
-) -> Recorded:
-    """Invert an image by Uni-Inv. A `recording.Inversion`.
+) -> Inverted:
+    """Invert an image by Uni-Inv. A `method.Inversion`.
 
     Raises:
         PalimpsestError: If the levels do not rise, or the latents stop being finite.
@@ -78,7 +78,7 @@ def uni_inv(
         if on_step:
             on_step(level, latents[-1], denoised)
     aligned = Aligned(torch.stack(points), torch.stack(guesses))
-    return Recorded(torch.stack(latents), Recipe("uni-inv"), carried=(aligned,))
+    return Inverted(torch.stack(latents), Recipe("uni-inv"), carried=(aligned,))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from ....pipelines.errors import PalimpsestError
 from ....pipelines.noise import seeded
 from ....pipelines.points import DragPoints
 from ..cells import cell_size
-from ..coordinates import space_of
+from ..coordinates import coordinates_of
 from ..masks import check_mask_fits, latent_mask, mask_pictures
 from ..refusals import check_has_picture, check_samples
 
@@ -82,7 +82,7 @@ def paste_on_latent(
     """
     check_samples(model, samples)
     check_has_picture(samples, "Copy-Paste")
-    space = space_of(model, "Copy-Paste")
+    coordinates = coordinates_of(model, "Copy-Paste")
     if not len(levels):
         raise PalimpsestError(
             "The sigmas are empty, so that the level of the latent is not known: connect those "
@@ -91,7 +91,7 @@ def paste_on_latent(
     _check_picture(points, model, samples)
     pairs = latent_cells(points, model, samples)
     moves = [Move(i, *pair) for i, pair in enumerate(pairs)]
-    sigma = float(space.sigma(levels[0].double()))
+    sigma = float(coordinates.sigma(levels[0].double()))
     x = model.model.process_latent_in(samples.float())
     regions = None
     if region is not None:

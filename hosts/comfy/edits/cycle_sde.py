@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....pipelines.correction import CYCLE
-from ....pipelines.cycle_sde import Recorder
+from ....pipelines.cycle_sde import SourceChain
 from ....pipelines.denoiser import Denoiser, constant
 from ....pipelines.diffedit import edit_mask
 from ....pipelines.editing import Branches, Edit
@@ -19,7 +19,7 @@ from ....pipelines.errors import PalimpsestError
 from ....pipelines.kept_region import outside
 from ....pipelines.noise import seeded
 from ....pipelines.trajectory import Trajectory
-from ..coordinates import Space, host_levels, rising_sigmas, space_of
+from ..coordinates import Coordinates, coordinates_of, host_levels, rising_sigmas
 from ..cost import Spent
 from ..fingerprint import conditioning_key, describe, guided_key
 from ..guidance import BranchGuider, Conditioning
@@ -82,13 +82,13 @@ class CycleRequest:
     feature: str = "Cycle-SDE"
     batch_index: tuple[int, ...] | None = None
 
-    def check(self) -> Space:
+    def check(self) -> Coordinates:
         """Refuse what does not belong together.
 
         Raises:
             PalimpsestError: In one sentence.
         """
-        space = space_of(self.model, self.feature)
+        coordinates = coordinates_of(self.model, self.feature)
         if self.trajectory is not None:
             check_trajectory(self.model, self.trajectory)
         elif self.samples is None or self.levels is None:
@@ -100,18 +100,18 @@ class CycleRequest:
             check_samples(self.model, self.samples)
         if self.mask is not None:
             check_mask_fits(self.mask, self.model, self.origin, len(self.origin))
-        return space
+        return coordinates
 
     @property
     def origin(self) -> Tensor:
         """[B, C, h, w] the picture, as LATENT samples."""
         return self.samples if self.trajectory is None else self.trajectory.origin
 
-    def sigmas(self, space: Space) -> Tensor:
+    def sigmas(self, coordinates: Coordinates) -> Tensor:
         """[k+1] rising levels of the chain."""
         if self.trajectory is not None:
             return self.trajectory.sigmas
-        return rising_sigmas(space, self.levels)
+        return rising_sigmas(coordinates, self.levels)
 
     @property
     def unchanged(self) -> bool:
@@ -131,15 +131,15 @@ def cycle_sde(request: CycleRequest) -> tuple[Tensor, Trajectory, Spent]:
     Returns:
         The edited LATENT samples, the chain for further edits, and the cost.
     """
-    space = request.check()
-    sigmas = request.sigmas(space)
+    coordinates = request.check()
+    sigmas = request.sigmas(coordinates)
     steps = len(sigmas) - 1
 
     def algorithm(session: Session) -> tuple[Tensor, Trajectory]:
         walk = _Walk(request, session, sigmas, steps)
         return walk.edit(walk.mask(request.mask))
 
-    (latent, trajectory), spent = _run(request, space, sigmas, algorithm)
+    (latent, trajectory), spent = _run(request, coordinates, sigmas, algorithm)
     return latent, _kept(request, trajectory, spent), spent
 
 
@@ -150,11 +150,11 @@ def diffedit(request: CycleRequest, draws: Draws) -> tuple[Tensor, Tensor, Traje
         The edited LATENT samples, [B or B * frames, h, w] the mask in latent cells, the chain,
         and the cost.
     """
-    space = request.check()
+    coordinates = request.check()
     check_has_picture(request.origin, "DiffEdit")
-    sigmas = request.sigmas(space)
+    sigmas = request.sigmas(coordinates)
     steps = len(sigmas) - 1
-    level = sigma_of_part(request.model, space, draws.strength)
+    level = sigma_of_part(request.model, coordinates, draws.strength)
 
     def algorithm(session: Session) -> tuple[Tensor, Tensor, Trajectory]:
         walk = _Walk(request, session, sigmas, steps)
@@ -174,7 +174,7 @@ def diffedit(request: CycleRequest, draws: Draws) -> tuple[Tensor, Tensor, Traje
         latent, trajectory = walk.edit(found)
         return latent, found[:, 0].flatten(0, -3), trajectory
 
-    (latent, found, trajectory), spent = _run(request, space, sigmas, algorithm)
+    (latent, found, trajectory), spent = _run(request, coordinates, sigmas, algorithm)
     return latent, found.to(latent.device), _kept(request, trajectory, spent), spent
 
 
@@ -211,20 +211,20 @@ class _Walk:
         given = request.trajectory
         if given is not None:
             given = given.to(session.x0.device)
-            known = bool(request.source_key) and given.recipe.source == request.source_key
+            known = bool(request.source_key) and given.recipe.source_key == request.source_key
             if source is None or (known and given.denoised is not None):
                 return given
-        recorder = Recorder(
+        chain = SourceChain(
             self.sigmas,
             source,
             invert=session.denoiser(session.source, guidance=constant(1.0)),
-            scale=session.space.scale,
+            scale=session.coordinates.scale,
             eta=request.eta if given is None else given.recipe.eta,
             levels_at_once=session.levels_per_call(request.levels_at_once, session.source),
         )
         if given is not None:
-            return recorder.denoise(given, on_levels=self._tell(given.origin))
-        return recorder.record(
+            return chain.denoise(given, on_levels=self._tell(given.origin))
+        return chain.of(
             session.x0,
             seeded(request.seed, request.batch_index),
             origin=request.samples.to(session.x0),
@@ -236,16 +236,19 @@ class _Walk:
 
 
 def _run(
-    request: CycleRequest, space: Space, sigmas: Tensor, algorithm: Callable[[Session], Any]
+    request: CycleRequest,
+    coordinates: Coordinates,
+    sigmas: Tensor,
+    algorithm: Callable[[Session], Any],
 ) -> tuple[Any, Spent]:
     """Run an algorithm over the chain, its progress once up and once down."""
     guider = BranchGuider(request.model)
     guider.set_conds(request.target, request.negative)
     guider.set_source(request.source, request.negative)
     guider.set_cfg(request.cfg)
-    levels = host_levels(space, sigmas)
+    levels = host_levels(coordinates, sigmas)
     total = 2 * (len(sigmas) - 1)
-    return run(guider, request.origin, levels, algorithm, space=space, total=total)
+    return run(guider, request.origin, levels, algorithm, coordinates=coordinates, total=total)
 
 
 def _kept(request: CycleRequest, trajectory: Trajectory, spent: Spent) -> Trajectory:
@@ -256,5 +259,5 @@ def _kept(request: CycleRequest, trajectory: Trajectory, spent: Spent) -> Trajec
         spent_on = replace(recipe, rows=spent.rows, source_cfg=request.source_cfg)
         recipe = describe(request.model, spent_on)
     if kept.denoised is not None and not request.unchanged:  # else they are of an earlier source
-        recipe = replace(recipe, source=request.source_key)
+        recipe = replace(recipe, source_key=request.source_key)
     return replace(kept, recipe=recipe)

@@ -13,14 +13,14 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....pipelines.copy_paste import Brush, Move, Regions, copy_paste
-from ....pipelines.cycle_sde import Recorder
+from ....pipelines.cycle_sde import SourceChain
 from ....pipelines.denoiser import constant, ramp
 from ....pipelines.drag import DragStep, check_mask, plan
 from ....pipelines.editing import Branches
 from ....pipelines.errors import PalimpsestError
 from ....pipelines.noise import seeded
 from ....pipelines.points import DragPoints
-from ..coordinates import Space, rising_sigmas, space_of
+from ..coordinates import Coordinates, coordinates_of, rising_sigmas
 from ..cost import Spent
 from ..guidance import BranchGuider, Conditioning
 from ..latents import decode_pictures
@@ -104,7 +104,7 @@ def start_drag(request: DragRequest) -> tuple[DragPath, Drag]:
     Raises:
         PalimpsestError: In one sentence.
     """
-    space = space_of(request.model, "SDE-Drag")
+    coordinates = coordinates_of(request.model, "SDE-Drag")
     width, height = request.image.shape[2], request.image.shape[1]
     points = request.points.on_picture(width, height)
     samples = request.vae.encode(request.image[..., :3])
@@ -126,7 +126,7 @@ def start_drag(request: DragRequest) -> tuple[DragPath, Drag]:
             f"The image holds {len(request.image)} pictures, of which the VAE keeps {len(first)}: "
             "it takes them for a video; connect one picture, or as many frames as it keeps."
         )
-    whole = Drag(request, space, samples, moves, mask, regions)
+    whole = Drag(request, coordinates, samples, moves, mask, regions)
     whole.try_copy()
     return DragPath(len(moves), [first], samples), whole
 
@@ -136,7 +136,7 @@ class Drag:
     """A planned drag; `run` walks it."""
 
     request: DragRequest
-    space: Space
+    coordinates: Coordinates
     samples: Tensor
     moves: Sequence[Sequence[Move]]
     mask: Tensor | None
@@ -167,7 +167,7 @@ class Drag:
         guider.set_conds(request.positive, request.negative)
         guider.set_source(request.positive, request.negative)
         guider.set_cfg(request.cfg)
-        sigmas = rising_sigmas(self.space, request.levels)
+        sigmas = rising_sigmas(self.coordinates, request.levels)
         steps = len(sigmas) - 1
         per_drag = 2 * steps
         total = per_drag * len(self.moves)
@@ -186,7 +186,7 @@ class Drag:
                 self.samples,
                 request.levels,
                 algorithm,
-                space=self.space,
+                coordinates=self.coordinates,
                 callback=lambda step, *_, done=i * per_drag: tell(done + step + 1, total, None),
             )
             path.rows += spent.rows
@@ -207,16 +207,16 @@ class Drag:
         request, cfg = self.request, self.request.cfg
         guidance = constant(1.0) if cfg == 1 else ramp(sigmas, cfg)
         denoise = session.denoiser(session.target, guidance=guidance)
-        recorder = Recorder(
+        how = SourceChain(
             sigmas,
             denoise,
             invert=session.denoiser(session.target, guidance=constant(1.0)),
-            scale=session.space.scale,
+            scale=session.coordinates.scale,
             eta=request.eta,
             levels_at_once=session.levels_per_call(request.levels_at_once, session.target),
         )
         mask = None if self.mask is None else self.mask.to(x)
-        chain = recorder.record(x, draw, on_levels=lambda done: session.on_step(done, x, x))
+        chain = how.of(x, draw, on_levels=lambda done: session.on_step(done, x, x))
         branches = Branches(denoise, denoise)
         step = DragStep(branches, request.eta, request.brush, draw, mask, self.regions)
         return step.take(chain, moves, lambda i, x, d: session.on_step(steps + i, x, d))

@@ -22,7 +22,7 @@ from ....pipelines.lending import Asked
 from ....pipelines.schedule import Scale
 from ....pipelines.trajectory import Trajectory
 from ..attention import require_unet
-from ..coordinates import host_levels, space_of
+from ..coordinates import coordinates_of, host_levels
 from ..cost import Spent
 from ..fingerprint import features_key, guided_key
 from ..guidance import BranchGuider, Conditioning, Conds
@@ -82,7 +82,7 @@ class EditRequest:
         Raises:
             PalimpsestError: In one sentence.
         """
-        space_of(self.model, "Edit")
+        coordinates_of(self.model, "Edit")
         check_trajectory(self.model, self.trajectory)
         for carried in self.trajectory.carried:
             carried.check_edit(self.cfg)
@@ -146,7 +146,7 @@ class Lent:
     @property
     def scale(self) -> Scale:
         """How the model family scales its input."""
-        return self.session.space.scale
+        return self.session.coordinates.scale
 
     @property
     def cfg(self) -> float:
@@ -205,7 +205,7 @@ def edit(request: EditRequest) -> tuple[Tensor, Tensor | None, Spent]:
     """
     request.check()
     trajectory = request.trajectory
-    space = space_of(request.model, "Edit")
+    coordinates = coordinates_of(request.model, "Edit")
 
     def algorithm(session: Session) -> tuple[Tensor, Tensor | None]:
         whole = request.start(session)
@@ -218,9 +218,9 @@ def edit(request: EditRequest) -> tuple[Tensor, Tensor | None, Spent]:
         ]
         return restored[0], restored[1]
 
-    levels = host_levels(space, trajectory.sigmas)
+    levels = host_levels(coordinates, trajectory.sigmas)
     (latent, source), spent = run(
-        request.guider(), trajectory.origin, levels, algorithm, space=space
+        request.guider(), trajectory.origin, levels, algorithm, coordinates=coordinates
     )
     return latent, source, spent
 

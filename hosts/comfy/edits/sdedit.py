@@ -11,7 +11,7 @@ from torch import Tensor
 from ....pipelines.errors import PalimpsestError
 from ....pipelines.noise import seeded
 from ....pipelines.sdedit import sdedit, sigma_of_t0_ve, sigma_of_t0_vp
-from ..coordinates import Space, host_levels, rising_sigmas, space_of
+from ..coordinates import Coordinates, coordinates_of, host_levels, rising_sigmas
 from ..cost import Spent
 from ..guidance import BranchGuider, Conditioning
 from ..latents import batch_index_of, samples_of
@@ -48,13 +48,13 @@ def levels_of(
     Raises:
         PalimpsestError: If the strength is none of this model's, or leaves no such steps.
     """
-    space = space_of(model, "SDEdit")
+    coordinates = coordinates_of(model, "SDEdit")
     if strength.unit == "denoise":
         _check_part(strength)
         levels = schedule(model, scheduler, steps, strength.value)
-        return levels, float(space.sigma(levels[0].double()))
+        return levels, float(coordinates.sigma(levels[0].double()))
     sigma = _sigma_of(strength)
-    known = _known_sigmas(model, space)
+    known = _known_sigmas(model, coordinates)
     if not known[0] <= sigma <= known[-1] * 1.0001:
         low, high = _allowed(strength.unit, known)
         raise PalimpsestError(
@@ -64,7 +64,7 @@ def levels_of(
         )
     reached = int((known - sigma).abs().argmin()) + 1
     levels = schedule(model, scheduler, steps, reached / len(known))
-    first = space.level(torch.tensor(sigma, dtype=torch.float64)).float()
+    first = coordinates.level(torch.tensor(sigma, dtype=torch.float64)).float()
     levels = torch.cat([first[None], levels[1:]])
     if not bool((levels.diff() < 0).all()):
         raise PalimpsestError(
@@ -98,9 +98,9 @@ def _allowed(unit: str, known: Tensor) -> tuple[float, float]:
     return min(inside), max(inside)
 
 
-def _known_sigmas(model: ModelPatcher, space: Space) -> Tensor:
+def _known_sigmas(model: ModelPatcher, coordinates: Coordinates) -> Tensor:
     """The sigmas of the model's training levels, rising."""
-    return space.sigma(model.get_model_object("model_sampling").sigmas.double().cpu())
+    return coordinates.sigma(model.get_model_object("model_sampling").sigmas.double().cpu())
 
 
 def noised(
@@ -173,7 +173,7 @@ def paint_anew(request: SDEditRequest) -> tuple[Tensor, Spent]:
     Returns:
         The painted LATENT samples and the cost.
     """
-    space = space_of(request.model, request.feature)
+    coordinates = coordinates_of(request.model, request.feature)
     check_samples(request.model, request.samples)
     if request.mask is not None:
         samples = request.samples
@@ -182,7 +182,8 @@ def paint_anew(request: SDEditRequest) -> tuple[Tensor, Spent]:
     guider.set_conds(request.positive, request.negative)
     guider.set_source(request.positive, request.negative)
     guider.set_cfg(request.cfg)
-    draw, sigmas = seeded(request.seed, request.batch_index), rising_sigmas(space, request.levels)
+    draw = seeded(request.seed, request.batch_index)
+    sigmas = rising_sigmas(coordinates, request.levels)
 
     def algorithm(session: Session) -> Tensor:
         x0, mask = session.x0, request.mask
@@ -202,5 +203,5 @@ def paint_anew(request: SDEditRequest) -> tuple[Tensor, Spent]:
         return restored.to(comfy.model_management.intermediate_device())
 
     total = request.repeats * (len(request.levels) - 1)
-    levels = host_levels(space, sigmas)
-    return run(guider, request.samples, levels, algorithm, space=space, total=total)
+    levels = host_levels(coordinates, sigmas)
+    return run(guider, request.samples, levels, algorithm, coordinates=coordinates, total=total)

@@ -16,7 +16,7 @@ from ....pipelines.errors import PalimpsestError, quoted
 from ....pipelines.schedule import check_falling
 from ....pipelines.trajectory import Recipe, Trajectory
 from ....pipelines.trajectory_file import from_tensors, to_tensors
-from ..coordinates import rising_sigmas, space_of
+from ..coordinates import coordinates_of, rising_sigmas
 from ..fingerprint import describe
 from ..refusals import check_samples
 from .names import Kind, place_for
@@ -48,7 +48,7 @@ def trajectory_from_latents(model: ModelPatcher, samples: Tensor, sigmas: Tensor
     levels = samples.unflatten(0, (len(sigmas), -1)).float()
     scaled = model.model.process_latent_in(levels)
     recipe = describe(model, Recipe("latent batch"))
-    rising = rising_sigmas(space_of(model, "A trajectory"), sigmas)
+    rising = rising_sigmas(coordinates_of(model, "A trajectory"), sigmas)
     return Trajectory(scaled, rising, levels[0], recipe)
 
 

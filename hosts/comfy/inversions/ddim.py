@@ -10,7 +10,7 @@ from ....pipelines.attention.features import FeatureRecorder
 from ....pipelines.attention.hooks import NO_HOOKS
 from ....pipelines.couplings import Convention, ddim
 from ....pipelines.errors import PalimpsestError
-from ....pipelines.recording import Recorded
+from ....pipelines.inversion.method import Inverted
 from ....pipelines.solvers import Solver, fixed_point
 from ....pipelines.trajectory import Recipe, Trajectory
 from ..attention import require_unet
@@ -46,7 +46,7 @@ def invert_ddim(
             recorder.watch(denoise) if recorder else denoise,
             session.x0,
             picture.sigmas,
-            scale=picture.space.scale,
+            scale=picture.coordinates.scale,
             convention=convention,
             refinement=refinement,
             solve=solve,
@@ -55,7 +55,7 @@ def invert_ddim(
 
     latents, spent = picture.run(algorithm)
     recipe = Recipe("ddim", convention, refinement, picture.cfg)
-    made = picture.trajectory(Recorded(latents, recipe), spent)
+    made = picture.trajectory(Inverted(latents, recipe), spent)
     key = features_key(picture.model, picture.positive)
     return replace(made, features=recorder.result(key) if recorder else None), spent
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....pipelines.errors import PalimpsestError
 from ....pipelines.trajectory import Trajectory
-from ..coordinates import space_of
+from ..coordinates import coordinates_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +50,12 @@ class TrajectoryNoise:
 def noise_of_trajectory(model: ModelPatcher, trajectory: Trajectory) -> TrajectoryNoise:
     """The NOISE from which core's samplers start at the trajectory's noisiest level."""
     latent_format = model.get_model_object("latent_format")
-    space = space_of(model, "A trajectory's noise")
+    coordinates = coordinates_of(model, "A trajectory's noise")
     sigma = float(trajectory.sigmas[-1])
-    if space.noise_scale is not None:
-        t = float(space.level(trajectory.sigmas[-1]))
+    if coordinates.noise_scale is not None:
+        t = float(coordinates.level(trajectory.sigmas[-1]))
         start = trajectory.start * (1 - t)
-        return TrajectoryNoise(start, t * space.noise_scale, 1 - t, latent_format)
+        return TrajectoryNoise(start, t * coordinates.noise_scale, 1 - t, latent_format)
     largest = float(model.get_model_object("model_sampling").sigma_max)
     full = sigma > largest or abs(sigma - largest) <= 1e-5 * largest
     scale = (1 + sigma**2) ** 0.5 if full else sigma

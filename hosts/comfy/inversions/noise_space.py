@@ -7,9 +7,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from ....pipelines.errors import PalimpsestError
+from ....pipelines.inversion.method import Inverted
 from ....pipelines.inversion.noise_space import NoiseSpace, invert_into_noise
 from ....pipelines.noise import seeded
-from ....pipelines.recording import Recorded
 from ....pipelines.trajectory import Trajectory
 from ..cost import Spent
 from ..fingerprint import guided_key
@@ -50,10 +50,10 @@ def invert_noise(
     recipe = replace(
         space.recipe,
         cfg=picture.cfg,
-        source=guided_key(picture.model, picture.positive, picture.negative, picture.cfg),
+        source_key=guided_key(picture.model, picture.positive, picture.negative, picture.cfg),
         source_cfg=picture.cfg,
     )
-    return picture.trajectory(Recorded(latents, recipe, guesses), spent), spent
+    return picture.trajectory(Inverted(latents, recipe, guesses), spent), spent
 
 
 def below_skip(levels: Tensor, skip: int) -> Tensor:

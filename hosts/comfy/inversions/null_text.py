@@ -11,6 +11,7 @@ from comfy.conds import CONDCrossAttn
 from torch import Tensor
 
 from ....pipelines.couplings import ddim
+from ....pipelines.inversion.method import Inverted
 from ....pipelines.inversion.null_text import (
     Fitted,
     NullText,
@@ -19,7 +20,6 @@ from ....pipelines.inversion.null_text import (
     carried_by,
     fit,
 )
-from ....pipelines.recording import Recorded
 from ....pipelines.trajectory import Recipe, Trajectory
 from ..cost import Spent
 from ..learning.gradients import gradients, trainable
@@ -68,7 +68,11 @@ def invert_null_text(
 
         plain = session.denoiser(session.target)
         chain = ddim(
-            plain, session.x0, picture.sigmas, scale=picture.space.scale, on_step=session.on_step
+            plain,
+            session.x0,
+            picture.sigmas,
+            scale=picture.coordinates.scale,
+            on_step=session.on_step,
         )
         with gradients(session, picture.feature) as learning:
             fitted = fit(
@@ -83,7 +87,7 @@ def invert_null_text(
         return chain, fitted
 
     (chain, fitted), spent = learner.run(algorithm, total=2 * steps)
-    recorded = Recorded(chain, Recipe("ddim", "destination"))
+    recorded = Inverted(chain, Recipe("ddim", "destination"))
     made = carried_by(picture.trajectory(recorded, spent), fitted, settings, variant)
     learned = Learning(fitted.inner_steps, float(fitted.losses[0].max()))
     return made.to(made.origin.device), spent, learned

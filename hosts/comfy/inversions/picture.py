@@ -11,10 +11,10 @@ import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....pipelines.recording import Inversion, Recorded
+from ....pipelines.inversion.method import Inversion, Inverted
 from ....pipelines.schedule import check_falling
 from ....pipelines.trajectory import Trajectory
-from ..coordinates import Space, host_levels, rising_sigmas, space_of
+from ..coordinates import Coordinates, coordinates_of, host_levels, rising_sigmas
 from ..cost import Spent
 from ..fingerprint import describe
 from ..guidance import BranchGuider, Conditioning
@@ -50,19 +50,19 @@ class Picture:
         Raises:
             PalimpsestError: In one sentence.
         """
-        space_of(self.model, self.feature)
+        coordinates_of(self.model, self.feature)
         check_falling(self.levels)
         check_samples(self.model, self.samples)
 
     @cached_property
-    def space(self) -> Space:
+    def coordinates(self) -> Coordinates:
         """The model's coordinates."""
-        return space_of(self.model, self.feature)
+        return coordinates_of(self.model, self.feature)
 
     @cached_property
     def sigmas(self) -> Tensor:
         """[N+1] float64 rising levels, in x."""
-        return rising_sigmas(self.space, self.levels)
+        return rising_sigmas(self.coordinates, self.levels)
 
     def run(
         self, algorithm: Callable[[Session], Any], *, total: int | None = None
@@ -77,10 +77,12 @@ class Picture:
         guider.set_conds(self.positive, self.negative)
         guider.set_source(self.positive, self.negative)
         guider.set_cfg(self.cfg)
-        levels = host_levels(self.space, self.sigmas)
-        return run(guider, self.samples, levels, algorithm, space=self.space, total=total)
+        levels = host_levels(self.coordinates, self.sigmas)
+        return run(
+            guider, self.samples, levels, algorithm, coordinates=self.coordinates, total=total
+        )
 
-    def trajectory(self, recorded: Recorded, spent: Spent) -> Trajectory:
+    def trajectory(self, recorded: Inverted, spent: Spent) -> Trajectory:
         """What goes out on the wire.
 
         Args:
@@ -109,12 +111,12 @@ def invert(picture: Picture, method: Inversion) -> tuple[Trajectory, Spent]:
         method: One of `pipelines.inversion`, its settings bound.
     """
 
-    def algorithm(session: Session) -> Recorded:
+    def algorithm(session: Session) -> Inverted:
         made = method(
             session.denoiser(session.target),
             session.x0,
             picture.sigmas,
-            family=picture.space.family,
+            family=picture.coordinates.family,
             on_step=session.on_step,
         )
         return replace(made, recipe=replace(made.recipe, cfg=picture.cfg))

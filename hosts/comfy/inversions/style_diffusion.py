@@ -12,8 +12,8 @@ from ....pipelines.attention.cross_maps import CrossMaps
 from ....pipelines.attention.hooks import NO_HOOKS, Hooks
 from ....pipelines.errors import PalimpsestError
 from ....pipelines.inversion.image_tokens import fit_width, latent_tokens
+from ....pipelines.inversion.method import Inverted
 from ....pipelines.inversion.style_diffusion import Fitted, Fitting, Source, carried_by, fit
-from ....pipelines.recording import Recorded
 from ....pipelines.trajectory import Trajectory
 from ..attention import heads_of
 from ..cost import Spent
@@ -66,7 +66,7 @@ def invert_style_diffusion(
     fitted, spent = learner.run(algorithm, total=total)
     recipe, values = carried_by(fitted, fitting, value_window, spent.rows)
     image = picture.model.model.process_latent_in(picture.samples).to(fitted.latents)
-    recorded = Recorded(fitted.latents, recipe, image=image, carried=(values,))
+    recorded = Inverted(fitted.latents, recipe, image=image, carried=(values,))
     return picture.trajectory(recorded, spent), fitted, spent
 
 

@@ -7,15 +7,15 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .carried import Carried
-from .couplings import OnStep
-from .denoiser import Denoiser
-from .schedule import Family
-from .trajectory import Recipe
+from ..carried import Carried
+from ..couplings import OnStep
+from ..denoiser import Denoiser
+from ..schedule import Family
+from ..trajectory import Recipe
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
+class Inverted:
     """What an inversion found; a host makes a `Trajectory` of it.
 
     Attributes:
@@ -44,7 +44,7 @@ class Inversion(Protocol):
         *,
         family: Family,
         on_step: OnStep | None = None,
-    ) -> Recorded:
+    ) -> Inverted:
         """Invert an image.
 
         Args:
