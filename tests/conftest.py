@@ -1,6 +1,7 @@
 """The checkout as the package `palimpsest`, and one real server for all who want to speak to it."""
 
 import runpy
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -22,11 +23,16 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """A real ComfyUI with this checkout in its custom_nodes; see palimpsest.tests.harness."""
+    """A real ComfyUI with this checkout in its custom_nodes; see palimpsest.tests.harness.
+
+    Beside it lies a node of the tests that lets a model run out of memory.
+    """
     from palimpsest.dev import serve
     from palimpsest.tests.harness import Server
 
     base = tmp_path_factory.mktemp("comfy")
     log = base / "server.log"
+    (base / "custom_nodes").mkdir()
+    shutil.copy(ROOT / "tests" / "server" / "out_of_memory.py", base / "custom_nodes")
     with serve(base, log) as (url, _):
         yield Server(url, base, log)

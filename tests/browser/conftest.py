@@ -17,6 +17,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
 SCREENSHOTS = DEV / "screenshots"
 RENDERERS = ("canvas", "vue")
@@ -38,7 +39,6 @@ def front_end(browser, server, renderer):
     server.post("settings/Comfy.TutorialCompleted", True)
     server.post("settings/Comfy.VueNodes.Enabled", renderer == "vue")
     context = browser.new_context(viewport={"width": 1600, "height": 1000}, base_url=server.url)
-    context.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
     page = context.new_page()
     complaints = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -48,11 +48,19 @@ def front_end(browser, server, renderer):
     context.close()
 
 
-@pytest.fixture(params=RENDERERS)
-def page(request, browser, server):
-    """A front end of its own; it fails a test in whose course we complain."""
-    with front_end(browser, server, request.param) as (page, complaints):
-        yield page
+@pytest.fixture(scope="module", params=RENDERERS)
+def opened(request, browser, server):
+    """A front end in each renderer for all tests of a file: to open one takes longer than most."""
+    with front_end(browser, server, request.param) as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(opened):
+    """A front end into which every test loads a graph of its own; it fails where we complain."""
+    page, complaints = opened
+    complaints.clear()
+    yield page
     assert complaints == []
 
 

@@ -41,7 +41,7 @@ def cell(sheet, row, column, rows):
     return sheet[bottom - SIDE : bottom : 2, right - SIDE : right : 2]
 
 
-@pytest.mark.parametrize("page", ["canvas"], indirect=True)
+@pytest.mark.parametrize("opened", ["canvas"], indirect=True)
 def test_all_inversions_stand_on_one_sheet(page, server, screenshot):
     load_workflow(page, WORKFLOW, "compare_inversions")
     screenshot("loaded")

@@ -10,7 +10,6 @@ import json
 import numpy as np
 import pytest
 from palimpsest.pipelines.points import read_points
-from palimpsest.tests.browser.conftest import RENDERERS, front_end
 from palimpsest.tests.browser.front_end import load_workflow, open_app, run, widget_values
 from PIL import Image
 
@@ -25,22 +24,6 @@ def pictures(server):
         y, x = np.mgrid[:height, :width]
         colors = np.stack([x, y, 0 * x], -1).astype(np.uint8)
         Image.fromarray(colors).save(server.base / "input" / name)
-
-
-@pytest.fixture(scope="module", params=RENDERERS)
-def one_front_end(request, browser, server):
-    """Shared by the tests of this file, since to open one takes longer than any of them."""
-    with front_end(browser, server, request.param) as opened:
-        yield opened
-
-
-@pytest.fixture
-def page(one_front_end):
-    """A front end into which every test loads a graph of its own."""
-    page, complaints = one_front_end
-    complaints.clear()
-    yield page
-    assert complaints == []
 
 
 def text_of(pairs, size=(WIDTH, HEIGHT)):

@@ -1,12 +1,14 @@
 """The same edit in both hosts, from one model folder."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest, edit
 from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.picture import Picture
+from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.hosts.comfy.words import prompt_tokens
 from palimpsest.hosts.diffusers import folder as diffusers_host
@@ -20,6 +22,34 @@ SOURCE, TARGET = "a red heart on grass", "a blue heart on grass"
 #: and their slopes (measured: float32 against float64), so to 2e-14; 1e-13 was seen, and a single
 #: cast to float32 gives 5e-8.
 FLOAT64 = 1e-10
+
+
+@cache
+def in_comfyui(folder):
+    """The model of a folder in ComfyUI, loaded once: whoever has it leaves it as it was."""
+    with torch.inference_mode(False):
+        return load_folder(folder)
+
+
+@cache
+def headless(folder):
+    """The same without ComfyUI."""
+    with torch.inference_mode(False):
+        return diffusers_host.load_folder(folder)
+
+
+def exact(folder, monkeypatch):
+    """The model of a folder in ComfyUI, whose network computes in float64 for this test."""
+    loaded = _doubled(folder)
+    in_float64(loaded.model.model.diffusion_model, monkeypatch)
+    return loaded
+
+
+@cache
+def _doubled(folder):
+    """One of its own: it is never float32 again."""
+    with torch.inference_mode(False):
+        return load_folder(folder)
 
 
 def in_float64(network, monkeypatch):
@@ -91,7 +121,7 @@ def in_comfy(loaded, setting):
 
 def in_diffusers(folder: Path, setting, sigmas, scale):
     """The same with diffusers' network; `scale` takes LATENT samples to model scale."""
-    model = diffusers_host.load_folder(folder)
+    model = headless(folder)
     size = tuple(8 * n for n in setting.latent.shape[-2:])
     source, target, empty = (
         model.prompt(text, size=size) for text in (setting.source, setting.target, "")

@@ -6,7 +6,6 @@ use_comfy()
 
 import pytest
 import torch
-from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.tests.host import agree, tiny
 
 
@@ -39,12 +38,10 @@ def sdxl_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def sd1(sd1_folder):
     """The tiny SD 1 as core's MODEL, CLIP and VAE; a test leaves it as it was."""
-    return load_folder(sd1_folder)
+    return agree.in_comfyui(sd1_folder)
 
 
 @pytest.fixture
 def exact_sd1(sd1_folder, monkeypatch):
     """SD 1.x in ComfyUI, whose network computes in float64 for this test."""
-    loaded = load_folder(sd1_folder)
-    agree.in_float64(loaded.model.model.diffusion_model, monkeypatch)
-    return loaded
+    return agree.exact(sd1_folder, monkeypatch)

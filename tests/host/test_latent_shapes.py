@@ -34,7 +34,7 @@ from palimpsest.pipelines.correction import DIRECT_INVERSION
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.points import DragPoints
 from palimpsest.tests.host import flow, shapes
-from palimpsest.tests.host.test_comfy_editing import relative
+from palimpsest.tests.host.edits.test_edit import relative
 
 #: Model, VAE, frames of the latent, and pictures that they are encoded from.
 KINDS = {

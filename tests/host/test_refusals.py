@@ -14,7 +14,7 @@ from palimpsest.hosts.comfy.refusals import refuse_noise_mask
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree
-from palimpsest.tests.host.test_comfy_editing import latent_for
+from palimpsest.tests.host.edits.test_edit import latent_for
 
 pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 

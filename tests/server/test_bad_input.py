@@ -28,8 +28,14 @@ def case(node, *words):
     return register
 
 
+@pytest.fixture(scope="module")
+def refused():
+    """The nodes after whose refusal a good graph has run: one refusal of each is enough."""
+    return set()
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_refused_in_one_clear_sentence(server, name):
+def test_it_is_refused_in_one_clear_sentence(server, refused, name):
     make, node, words = CASES[name]
     graph = finished(make(server))
     before = files(server)
@@ -40,9 +46,11 @@ def test_it_is_refused_in_one_clear_sentence(server, name):
     assert clear(message), message
     assert all(word in message for word in words), message
     assert files(server) == before
-    good = Editing(steps=1)
-    good.save(good.inverted[1], f"after {name}")
-    server.run(good)
+    if node not in refused:
+        good = Editing(steps=1)
+        good.save(good.inverted[1], f"after {name}")
+        server.run(good)
+        refused.add(node)
 
 
 def finished(made):

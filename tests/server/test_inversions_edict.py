@@ -61,12 +61,12 @@ def test_it_stands_in_the_place_of_any_other_inversion(server):
 
 
 def test_an_unedited_picture_comes_back_number_for_number(server):
-    graph = Inverting(steps=40)
+    graph = Inverting(steps=10)
     edited = graph.unedited()
     origin = graph.save(graph.encoded[0], "origin")
     entry, back = run(server, graph, edited)
     assert torch.equal(back, saved(server, entry, origin))
-    assert told(entry, edited).startswith("160 UNet rows")
+    assert told(entry, edited).startswith("40 UNet rows")
 
 
 def test_the_correction_is_not_read_and_the_mask_is(server):

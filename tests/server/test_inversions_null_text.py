@@ -4,8 +4,7 @@ import time
 
 import pytest
 import torch
-from palimpsest.dev import serve
-from palimpsest.tests.harness import Failed, Server
+from palimpsest.tests.harness import Failed
 from palimpsest.tests.server.graphs import INVERT, Editing, relative, saved, told
 from palimpsest.tests.server.test_bad_input import clear
 from palimpsest.tests.server.test_running import progress
@@ -121,53 +120,7 @@ def test_cancel_during_the_optimisation_returns_at_once_and_the_next_run_is_whol
     )
 
 
-OUT_OF_MEMORY = '''
-"""A node of the tests: the model, out of memory at one of its calls."""
-
-import torch
-from comfy.patcher_extension import WrappersMP
-
-
-class OutOfMemory:
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = "tests"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",), "at": ("INT", {"default": 1})}}
-
-    def patch(self, model, at):
-        calls = []
-
-        def fail(executor, *args, **options):
-            calls.append(1)
-            if len(calls) == at:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-            return executor(*args, **options)
-
-        model = model.clone()
-        model.add_wrapper(WrappersMP.DIFFUSION_MODEL, fail)
-        return (model,)
-
-
-NODE_CLASS_MAPPINGS = {"TestOutOfMemory": OutOfMemory}
-'''
-
-
-@pytest.fixture(scope="module")
-def short_of_memory(tmp_path_factory):
-    """A server that also has the node above."""
-    base = tmp_path_factory.mktemp("comfy")
-    (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / "out_of_memory.py").write_text(OUT_OF_MEMORY)
-    log = base / "server.log"
-    with serve(base, log) as (url, _):
-        yield Server(url, base, log)
-
-
-def test_out_of_memory_while_learning_is_one_sentence_and_the_next_run_is_whole(short_of_memory):
-    server = short_of_memory
+def test_out_of_memory_while_learning_is_one_sentence_and_the_next_run_is_whole(server):
     graph = Learning()
     limited = graph.add("TestOutOfMemory", model=graph.model[0], at=STEPS + 3)
     graph.inverted.inputs["model"] = limited[0]

@@ -38,7 +38,7 @@ def progress(heard, node):
 
 @pytest.mark.parametrize("name", ["inverted", "edited"])
 def test_cancel_stops_within_one_step(server, name):
-    graph = Editing(steps=12, width=256, height=256, batch=4)  # large: a step takes a while
+    graph = Editing(steps=6, width=256, height=256, batch=4)  # large: a step takes a while
     graph.edited = graph.edit()
     graph.save(graph.edited[0], f"cancelled_{name}")
     node = getattr(graph, name)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from palimpsest.pipelines.correction import CYCLE
 from palimpsest.pipelines.couplings import ddim, denoise_chain, markov
-from palimpsest.pipelines.cycle_sde import Recorder
+from palimpsest.pipelines.cycle_sde import SourceChain
 from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.noise import seeded
@@ -40,12 +40,12 @@ SIGMAS = geometric(STEPS + 1)[1:]
 IDENTITY = 1e-12
 
 
-def recorder(source, sigmas=SIGMAS, eta=1.0, levels_at_once=8, invert=None):
-    return Recorder(sigmas, source, invert or source, vp_scale, eta, levels_at_once)
+def source_chain(source, sigmas=SIGMAS, eta=1.0, levels_at_once=8, invert=None):
+    return SourceChain(sigmas, source, invert or source, vp_scale, eta, levels_at_once)
 
 
 def record(source=None, sigmas=SIGMAS, **options):
-    return recorder(source or PerRow(Prompted(SOURCE, CFG)), sigmas, **options).record(
+    return source_chain(source or PerRow(Prompted(SOURCE, CFG)), sigmas, **options).of(
         X0, seeded(3)
     )
 
@@ -96,7 +96,7 @@ def test_the_chain_is_the_published_markov_chain():
 
 def test_at_eta_zero_the_chain_is_ddim_inversion_and_no_noise_is_drawn():
     invert, source = Prompted(SOURCE), Prompted(SOURCE, CFG)
-    recorded = recorder(PerRow(source), eta=0.0, invert=invert).record(X0, None)
+    recorded = source_chain(PerRow(source), eta=0.0, invert=invert).of(X0, None)
     assert torch.equal(recorded.latents, ddim(Prompted(SOURCE), X0, SIGMAS, scale=vp_scale))
     assert recorded.recipe == Recipe("ddim")
     assert record(eta=0.5).recipe == Recipe("markov", eta=0.5, strength=1.0)
@@ -109,7 +109,7 @@ def test_at_eta_zero_the_chain_is_ddim_inversion_and_no_noise_is_drawn():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_an_untouched_picture_comes_back_bit_for_bit_without_a_network(dtype, eta):
     x0, denoise = X0.to(dtype), Prompted(SOURCE, CFG)
-    recorded = Recorder(SIGMAS, None, denoise, vp_scale, eta).record(x0, seeded(0))
+    recorded = SourceChain(SIGMAS, None, denoise, vp_scale, eta).of(x0, seeded(0))
     assert recorded.denoised is None
     assert distance(recorded.start, x0) > 10
     done = Edit(recorded, Branches(denoise, denoise), CYCLE, eta).run()
@@ -123,7 +123,7 @@ def test_an_untouched_picture_comes_back_bit_for_bit_without_a_network(dtype, et
 def test_it_does_so_where_both_branches_are_computed(dtype, eta):
     """Two objects that say the same: what they say cancels to the last bit, at every level."""
     x0, source, target = X0.to(dtype), Prompted(SOURCE, CFG), Prompted(SOURCE, CFG)
-    recorded = recorder(source, eta=eta, levels_at_once=1).record(x0, seeded(0))
+    recorded = source_chain(source, eta=eta, levels_at_once=1).of(x0, seeded(0))
     seen = []
     done = Edit(recorded, Branches(target, source), CYCLE, eta).run(lambda _, x, __: seen.append(x))
     assert all(torch.equal(*pair) for pair in zip(seen[::-1], recorded.latents, strict=False))
@@ -143,7 +143,7 @@ def grids(draw):
 
 def what_is_left(data, sigmas, *, eta=1.0, target=None, edit=None):
     """How far the end is from the picture where the noisiest latent was moved by `edit`."""
-    recorded = recorder(data, sigmas, eta, levels_at_once=1).record(X0, seeded(0))
+    recorded = source_chain(data, sigmas, eta, levels_at_once=1).of(X0, seeded(0))
     start = recorded.start if edit is None else recorded.start + edit
     return Edit(recorded, Branches(target or data, data), CYCLE, eta).run(start=start).latent - X0
 
@@ -265,12 +265,12 @@ def test_later_edits_read_the_guesses_that_were_kept(levels_at_once):
 
 def test_a_chain_may_get_the_guesses_of_another_source():
     recorded, other = record(), PerRow(Prompted(0.9, CFG))
-    again = recorder(other, levels_at_once=3).denoise(recorded)
+    again = source_chain(other, levels_at_once=3).denoise(recorded)
     expected = [Prompted(0.9, CFG)(recorded.latents[i], SIGMAS[i]) for i in range(1, STEPS + 1)]
     assert distance(again.denoised, torch.stack(expected)) < IDENTITY
     assert distance(again.denoised, recorded.denoised) > 0.01
     assert again.latents is recorded.latents
-    assert Recorder(SIGMAS, None, other, vp_scale).denoise(recorded) is recorded
+    assert SourceChain(SIGMAS, None, other, vp_scale).denoise(recorded) is recorded
 
 
 def test_without_them_the_source_is_run_and_nothing_else_changes():
@@ -331,7 +331,7 @@ def test_a_preview_shows_the_guesses_that_were_kept():
 
 
 def test_the_origin_may_be_in_another_scaling():
-    recorded = recorder(PerRow(Prompted(SOURCE))).record(X0, seeded(0), origin=3 * X0)
+    recorded = source_chain(PerRow(Prompted(SOURCE))).of(X0, seeded(0), origin=3 * X0)
     assert torch.equal(recorded.origin, 3 * X0)
     assert torch.equal(recorded.latents[0], X0)
     assert record().origin is X0

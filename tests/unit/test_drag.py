@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from palimpsest.pipelines.copy_paste import Brush, Move, Regions, copy_paste
-from palimpsest.pipelines.cycle_sde import Recorder
+from palimpsest.pipelines.cycle_sde import SourceChain
 from palimpsest.pipelines.drag import DragStep, cells_of, check_mask, drag, plan
 from palimpsest.pipelines.editing import Branches
 from palimpsest.pipelines.errors import PalimpsestError
@@ -111,17 +111,17 @@ def on_picture(*pairs):
 def test_the_number_of_drag_steps_of_a_horizontal_drag(pixels, m):
     steps = plan(on_picture(((0, 40), (pixels, 40))))
     assert len(steps) == m
-    assert steps[0][0].source == (0, 5)
+    assert steps[0][0].handle == (0, 5)
     assert steps[-1][0].target == (pixels // 8, 5)
     for (before,), (after,) in pairwise(steps):
-        assert before.target == after.source
+        assert before.target == after.handle
 
 
 def test_the_published_example():
     pairs = on_picture(((145, 216), (146, 144)))
     assert pairs == [((18, 27), (18, 18))]
     moves = [moves for (moves,) in plan(pairs)]
-    assert [move.source for move in moves] == [(18, y) for y in (27, 26, 24, 22, 20)]
+    assert [move.handle for move in moves] == [(18, y) for y in (27, 26, 24, 22, 20)]
     assert [move.target for move in moves] == [(18, y) for y in (26, 24, 22, 20, 18)]
 
 
@@ -257,12 +257,12 @@ def dragged(
     **options,
 ):
     source = denoise or PerRow(Prompted(0.4))
-    how, draw = Recorder(sigmas, source, source, vp_scale, eta), seeded(seed)
+    how, draw = SourceChain(sigmas, source, source, vp_scale, eta), seeded(seed)
     branches = Branches(target or source, source)
     return drag(
         x0,
         steps,
-        record=lambda x: how.record(x, draw),
+        chain_of=lambda x: how.of(x, draw),
         step=DragStep(branches, eta, Brush(2), draw, mask, regions, mask_start),
         **options,
     )
@@ -340,7 +340,7 @@ def test_what_is_pasted_outside_the_mask_is_met_by_the_model_only_where_asked_fo
         return target(x, sigma)
 
     dragged(source, target=watched, mask=narrow, mask_start=mask_start, steps=STEPS[:1])
-    chain = Recorder(SIGMAS, None, source, vp_scale).record(X0, seeded(0)).start
+    chain = SourceChain(SIGMAS, None, source, vp_scale).of(X0, seeded(0)).start
     outside = narrow[0, 0] == 0
     assert torch.equal(met[0][..., outside], chain[..., outside]) == mask_start
     assert not torch.equal(met[0], chain)

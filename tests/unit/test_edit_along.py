@@ -251,7 +251,7 @@ def test_an_independent_chain_at_eta_0_and_strength_1_is_flowedit():
 
 
 def test_where_nothing_is_edited_nothing_is_run():
-    chain = drawn(eta=1.0, strength=1.0, source="the same")
+    chain = drawn(eta=1.0, strength=1.0, source_key="the same")
     host = Host(keys={"target": "the same"})
     done = edit_along(chain, host).run()
     assert torch.equal(done.latent, X0)

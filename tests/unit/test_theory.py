@@ -16,8 +16,9 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
 )
-from palimpsest.benchmarks import blessing, noisy_edits, toy
-from palimpsest.benchmarks.laws import Gaussian, Mixture, bins, kl, number
+from palimpsest.benchmarks.blessing import __main__ as blessing
+from palimpsest.benchmarks.blessing import noisy_edits, toy
+from palimpsest.benchmarks.blessing.laws import Gaussian, Mixture, bins, kl, number
 from palimpsest.pipelines import couplings
 from palimpsest.pipelines.noise import seeded
 from palimpsest.pipelines.schedule import sigma_from_alpha, step_down, vp_scale

@@ -21,7 +21,7 @@ RECIPE = Recipe(
     rows=120,
     eta=0.5,
     strength=1.0,
-    source="1 abc",
+    source_key="1 abc",
     latent_slope=(0.5, 2.0, 1.0, 1.0),
     latent_offset=(0.0, -1.0, 0.25, 0.0),
 )

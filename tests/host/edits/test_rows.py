@@ -1,0 +1,72 @@
+"""Rows per edit, counted on the small model."""
+
+from dataclasses import replace
+
+import pytest
+from palimpsest.benchmarks import rows
+
+#: Design, section 6.
+TABLE = {
+    "Direct Inversion + Prompt-to-Prompt": (650, 180),
+    "Direct Inversion + Prompt-to-Prompt, source features kept": (650, 151),
+    "DDIM + Prompt-to-Prompt": (450, 210),
+    "DDIM + Prompt-to-Prompt, with its reconstruction": (450, 250),
+    "Negative-prompt + Prompt-to-Prompt": (350, 180),
+    "Null-text (50 inner steps) + Prompt-to-Prompt": (550, 330),
+    "StyleDiffusion (50 rounds) + Prompt-to-Prompt": (650, 330),
+    "Edit-Friendly + Prompt-to-Prompt (skip 12)": (328, 144),
+    "EDICT (40 steps)": (720, 312),
+    "EDICT (40 steps), on another grid": (720, 320),
+    "a second edit of the same trajectory": (650, 130),
+    "SDE-Drag, one drag step (n 200, t0 0.6)": (480, 479),
+    "SDE-Drag, one drag step, at guidance 1": (480, 240),
+}
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "PAGE", tmp_path / "rows.md")
+    return tmp_path / "rows.md"
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    """The same table without running a network: every edit costs what is allowed."""
+    monkeypatch.setattr(rows, "invert", lambda: None)
+    entries = tuple(replace(e, count=lambda _, n=e.allowed: n) for e in rows.ENTRIES)
+    monkeypatch.setattr(rows, "ENTRIES", entries)
+    return entries
+
+
+def printed(text):
+    """{edit: (published, allowed, ours)}."""
+    lines = [line.rsplit(None, 3) for line in text.splitlines()[1:]]
+    return {name: tuple(map(int, numbers)) for name, *numbers in lines}
+
+
+def test_every_edit_costs_what_the_design_allows(page, capsys):
+    assert rows.main([]) == 0
+    found = printed(capsys.readouterr().out)
+    assert {name: numbers[:2] for name, numbers in found.items()} == TABLE
+    # Not a row less either: then one that the published edit reads would be missing.
+    assert {name: numbers[2] for name, numbers in found.items()} == {
+        name: allowed for name, (_, allowed) in TABLE.items()
+    }
+    assert not page.exists()
+
+
+@pytest.mark.parametrize("index", range(len(TABLE)))
+def test_one_row_too_many_fails(index, cheap, page, monkeypatch, capsys):
+    worse = replace(cheap[index], count=lambda _: cheap[index].allowed + 1)
+    monkeypatch.setattr(rows, "ENTRIES", (*cheap[:index], worse, *cheap[index + 1 :]))
+    assert rows.main([]) == 1
+    assert capsys.readouterr().out.count("too many") == 1
+
+
+def test_the_page_is_written_where_asked_for_and_names_day_and_machine(cheap, page):
+    assert rows.main(["--write"]) == 0
+    text = page.read_text(encoding="utf-8")
+    for name, (published, allowed) in TABLE.items():
+        assert f"| {name} | {published} | {allowed} | {allowed} |" in text
+    assert "cores, torch 2." in text
+    assert "/" not in text.splitlines()[-1]  # a machine, not its paths
