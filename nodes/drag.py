@@ -16,6 +16,7 @@ from ..hosts.comfy.graph import show_in_node
 from ..hosts.comfy.latents import batch_index_of, samples_of, with_samples
 from ..hosts.drawing.sheet import as_picture
 from ..pipelines.copy_paste import Brush
+from ..pipelines.couplings import LEVELS_AT_ONCE
 from ..pipelines.points import DragPoints
 from .border import Node
 from .inputs import LATENT_OUT, Walk, seed_input, taken
@@ -162,7 +163,7 @@ EARLY_STOP = io.Boolean.Input(
 )
 SOURCE_BATCH = io.Int.Input(
     "source_batch",
-    default=8,
+    default=LEVELS_AT_ONCE,
     min=1,
     max=256,
     tooltip="Stages of the undragged picture per model call: more is faster and takes more memory.",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..hosts.comfy.cost import Spent
 from ..hosts.comfy.schedules import part_of_schedule
+from ..pipelines.couplings import LEVELS_AT_ONCE
 from .wires import Trajectory, report
 
 PROCESSES = {"sde": 1.0, "ode": 0.0}
@@ -114,7 +115,7 @@ def levels_at_once_input() -> io.Input:
     """How many stages of the source go into one call of the model."""
     return io.Int.Input(
         "source_batch",
-        default=8,
+        default=LEVELS_AT_ONCE,
         min=1,
         max=256,
         tooltip="Stages of the source that go through the model in one call: more is faster and "

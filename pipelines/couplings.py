@@ -55,6 +55,10 @@ from .trajectory import line_end
 
 Convention = Literal["destination", "current"]
 
+#: Levels of a chain that the source is asked about in one call, where nothing else is said: more
+#: would cost memory, and each of them comes to the same.
+LEVELS_AT_ONCE = 8
+
 #: Called after each step with (steps done, latent, denoised guess to preview).
 OnStep = Callable[[int, Tensor, Tensor], None]
 
@@ -219,7 +223,7 @@ def denoise_chain(
     latents: Tensor,
     sigmas: Tensor,
     *,
-    levels_at_once: int = 8,
+    levels_at_once: int = LEVELS_AT_ONCE,
     on_levels: Callable[[int], None] | None = None,
 ) -> Tensor:
     """The denoised guesses of a recorded chain, many levels in one call.

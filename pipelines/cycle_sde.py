@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from .couplings import OnStep, ddim, denoise_chain, markov
+from .couplings import LEVELS_AT_ONCE, OnStep, ddim, denoise_chain, markov
 from .denoiser import Denoiser
 from .errors import PalimpsestError
 from .noise import Draw
@@ -42,7 +42,7 @@ class SourceChain:
     invert: Denoiser
     scale: Scale
     eta: float = 1.0
-    levels_at_once: int = 8
+    levels_at_once: int = LEVELS_AT_ONCE
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:

@@ -108,7 +108,7 @@ def _squared_length(handle: Cell, target: Cell) -> int:
 def _step_count(squared: int, stride: int) -> int:
     """The m whose mean stride D / m is nearest to `stride`, in integers; the smaller m on a tie."""
     m = math.isqrt(squared) // stride
-    if m == 0 or squared <= stride**2:
+    if m == 0:
         return 1
     # D / m - stride > stride - D / (m + 1), times m (m + 1), squared
     nearer = squared * (2 * m + 1) ** 2 > (2 * stride * m * (m + 1)) ** 2

@@ -4,8 +4,8 @@
 
 Every mutant is tried in a process of its own, against the unit tests that reach its line. What
 survives is listed: it is a hole in the tests, or it changes nothing, and then
-benchmarks/mutation/equivalent.txt says why. --count 0 tries every mutant there is. With --write the
-table goes to benchmarks/results/mutation.md.
+benchmarks/mutation/equivalent.jsonl says why. --count 0 tries every mutant there is. With --write
+the table goes to benchmarks/results/mutation.md.
 """
 
 import argparse
@@ -30,6 +30,8 @@ def tried(mutants: list[Mutant], reached: Reached, jobs: int) -> Iterator[tuple[
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
         verdicts = pool.imap(partial(_try, reached), mutants)
         yield from zip(mutants, verdicts, strict=True)
+        pool.close()  # a worker that is ended from outside complains
+        pool.join()
 
 
 def _try(reached: Reached, mutant: Mutant) -> Verdict:

@@ -2,7 +2,8 @@
 
 Operators and comparisons become their neighbours, numbers grow by one, conditions are turned round,
 arguments that have a default and steps that nothing else depends on are left out. Text is left as
-it is: docstrings, annotations and what an error says. So is zip's `strict`, which no input trips.
+it is: docstrings, annotations and what an error says. So are zip's `strict`, which no input trips,
+and what only a type checker reads.
 """
 
 import ast
@@ -34,9 +35,6 @@ SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.BitOr: ast.BitAnd,
     ast.BitAnd: ast.BitOr,
 }
-
-#: Conditions that are turned round by themselves.
-TURNED = (ast.Compare, ast.UnaryOp)
 
 #: Functions that are easily taken for one another.
 CONFUSED = {
@@ -75,12 +73,16 @@ class Mutant:
     Attributes:
         path: Of the file, from the root of the checkout.
         line: Of the place, from 1.
+        text: What stands on that line.
+        column: Where in it the place begins, from 0.
         start, end: The place in the file's bytes.
         before, after: What stands there, and what shall.
     """
 
     path: str
     line: int
+    text: str
+    column: int
     start: int
     end: int
     before: str
@@ -103,7 +105,9 @@ def mutants_of(path: Path, root: Path) -> list[Mutant]:
         start = starts[node.lineno - 1] + node.col_offset
         end = starts[node.end_lineno - 1] + node.end_col_offset
         before = source[start:end].decode()
-        found.append(Mutant(name, node.lineno, start, end, before, after))
+        whole = source.splitlines()[node.lineno - 1].decode()
+        column = node.col_offset - (len(whole) - len(whole.lstrip()))
+        found.append(Mutant(name, node.lineno, whole.strip(), column, start, end, before, after))
     return found
 
 
@@ -124,12 +128,17 @@ def _changes(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
         waiting += reversed(list(_parts(node)))
         for changed in _expressions(node):
             yield node, f"({_text(changed)})"
-        if isinstance(node, ast.If | ast.While) and not isinstance(node.test, TURNED):
+        if isinstance(node, ast.If | ast.While) and not _turns_anyway(node.test):
             yield node.test, f"(not ({_text(node.test)}))"
         if isinstance(node, ast.AugAssign):
             yield node, _text(_with(node, op=SWAPPED[type(node.op)]()))
         if _can_go(node):
             yield node, "pass"
+
+
+def _turns_anyway(test: ast.expr) -> bool:
+    """Whether a condition is turned round by what is in it, or is for type checkers alone."""
+    return isinstance(test, ast.Compare | ast.UnaryOp) or ast.unparse(test) == "TYPE_CHECKING"
 
 
 def _text(node: ast.AST) -> str:

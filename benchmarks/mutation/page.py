@@ -1,5 +1,6 @@
 """What the trials came to."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
@@ -9,22 +10,28 @@ from ..tables import describe_machine
 from .mutants import Mutant
 from .trial import Verdict
 
-#: Mutants that change nothing anyone could see: `path | before | after | why`, a line each.
-EQUIVALENT = Path(__file__).parent / "equivalent.txt"
+#: Mutants that change nothing anyone could see, a JSON object a line: the fields of `Mutant` that
+#: outlive other changes of its file, and why.
+EQUIVALENT = Path(__file__).parent / "equivalent.jsonl"
+
+NAMES = ("path", "text", "column", "before", "after")
 
 Tried = Sequence[tuple[Mutant, Verdict]]
 
 
-def equivalent() -> dict[tuple[str, str, str], str]:
-    """Why each of these mutants is none."""
-    lines = EQUIVALENT.read_text(encoding="utf-8").splitlines()
-    told = [[part.strip() for part in line.split(" | ")] for line in lines if " | " in line]
-    return {(path, before, after): why for path, before, after, why in told}
+Key = tuple[str, str, int, str, str]
 
 
-def key(mutant: Mutant) -> tuple[str, str, str]:
+def equivalent() -> frozenset[Key]:
+    """The mutants that are none."""
+    kept = map(json.loads, EQUIVALENT.read_text(encoding="utf-8").splitlines())
+    return frozenset(tuple(m[name] for name in NAMES) for m in kept)
+
+
+def key(mutant: Mutant) -> Key:
     """How the list of equivalent mutants names one."""
-    return mutant.path, " ".join(mutant.before.split()), " ".join(mutant.after.split())
+    before, after = (" ".join(text.split()) for text in (mutant.before, mutant.after))
+    return mutant.path, mutant.text, mutant.column, before, after
 
 
 def table(tried: Tried) -> str:
@@ -50,10 +57,10 @@ def table(tried: Tried) -> str:
 
 
 def survivors(tried: Tried) -> str:
-    """Those that no test notices, a line each, in the form of the list of equivalent ones."""
+    """Those that no test notices, a line each."""
     known = equivalent()
     lines = [
-        f"{m.path}:{m.line} | {' | '.join(key(m)[1:])} | {verdict}"
+        f"{m.path}:{m.line}: {key(m)[3]} -> {key(m)[4]} in {m.text!r} ({verdict})"
         for m, verdict in tried
         if verdict in ("survived", "not reached") and key(m) not in known
     ]
@@ -68,7 +75,7 @@ def page(tried: Tried, groups: str, whole: int, seed: int) -> str:
 
 Each mutant changes one place of a file of `pipelines/`; the tests of `{groups}` that reach its line
 run until one fails. *Equivalent* ones, which change nothing that could be seen, are listed with
-their reasons in `benchmarks/mutation/equivalent.txt` and count neither way. Mutants: {chosen}.
+their reasons in `benchmarks/mutation/equivalent.jsonl` and count neither way. Mutants: {chosen}.
 
 {table(tried)}
 Not noticed:

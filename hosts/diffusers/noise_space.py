@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from ...pipelines.couplings import LEVELS_AT_ONCE
 from ...pipelines.denoiser import RowCount
 from ...pipelines.inversion.noise_space import NoiseSpace, invert_into_noise
 from ...pipelines.noise import Draw, seeded
@@ -27,7 +28,7 @@ def invert_noise(
     negative: Prompt | None = None,
     source_cfg: float = 1.0,
     draw: Draw | None = None,
-    levels_at_once: int = 8,
+    levels_at_once: int = LEVELS_AT_ONCE,
     rows: RowCount | None = None,
 ) -> Trajectory:
     """Invert a latent into drawn noise.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...pipelines.copy_paste import Brush, Cell, Regions
 from ...pipelines.correction import CYCLE
+from ...pipelines.couplings import LEVELS_AT_ONCE
 from ...pipelines.cycle_sde import SourceChain
 from ...pipelines.denoiser import Guidance, RowCount, constant, ramp
 from ...pipelines.drag import DragStep, OnDrag, drag, plan
@@ -50,7 +51,7 @@ def source_chain(
     guidance: Guidance,
     *,
     eta: float = 1.0,
-    levels_at_once: int = 8,
+    levels_at_once: int = LEVELS_AT_ONCE,
     rows: RowCount | None = None,
 ) -> SourceChain:
     """How a latent is recorded under the prompt of its source."""
@@ -115,7 +116,7 @@ def sde_drag(
     eta: float = 1.0,
     mask: Tensor | None = None,
     seed: int = 0,
-    levels_at_once: int = 8,
+    levels_at_once: int = LEVELS_AT_ONCE,
     rows: RowCount | None = None,
     on_drag: OnDrag | None = None,
 ) -> Tensor:

@@ -32,7 +32,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ..couplings import denoise_chain, independent, posterior
+from ..couplings import LEVELS_AT_ONCE, denoise_chain, independent, posterior
 from ..denoiser import Denoiser
 from ..errors import PalimpsestError
 from ..noise import Draw
@@ -95,7 +95,7 @@ def invert_into_noise(
     sigmas: Tensor,
     draw: Draw,
     *,
-    levels_at_once: int = 8,
+    levels_at_once: int = LEVELS_AT_ONCE,
     on_levels: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw an image's chain, and ask the source about it.

@@ -13,6 +13,7 @@ from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.edict import CoupledEdit, couple
 from palimpsest.pipelines.inversion.negative_embedding import NegativeEmbedding
 from palimpsest.pipelines.noise import seeded
+from palimpsest.pipelines.proximal import Proximal
 from palimpsest.pipelines.rows import Rows
 from palimpsest.pipelines.schedule import VP, moment_at, sigma_from_t, vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
@@ -190,6 +191,32 @@ def test_coupled_chains_bring_their_own_loop():
     whole = edit_along(chain, Host())
     assert isinstance(whole, CoupledEdit)
     assert distance(whole.run().latent, X0) > 0.01
+
+
+@pytest.mark.parametrize("control", [None, Values(ONE)], ids=["alone", "control"])
+def test_coupled_chains_are_edited_under_a_control_as_any_other(control):
+    made = couple(Prompted(SOURCE, CFG), X0, SIGMAS, family=VP)
+    chain = Trajectory(made.latents, SIGMAS, X0, made.recipe, carried=made.carried)
+    host = Host()
+    edit_along(chain, host, control=control).run()
+    (target,) = host.asked
+    assert (target.hooks != NO_HOOKS) is (control is not None)
+    assert any(prompt == "source" for prompt, *_ in host.runs) is (control is not None)
+
+
+def test_coupled_chains_refuse_what_draws_an_edit_to_one_chain():
+    made = couple(Prompted(SOURCE, CFG), X0, SIGMAS, family=VP)
+    chain = Trajectory(made.latents, SIGMAS, X0, made.recipe, carried=made.carried)
+    with pytest.raises(PalimpsestError, match="EDICT has two that are coupled: take"):
+        chain.with_carried(Proximal())
+
+
+def test_a_drifting_source_is_followed_to_the_end_only_where_it_is_asked_for():
+    edits = [edit_along(recorded(), Host(), correction=UNCORRECTED, **asked) for asked in KEPT]
+    assert [edit.run().source is None for edit in edits] == [True, True, False]
+
+
+KEPT = ({}, {"keep_source": False}, {"keep_source": True})
 
 
 def test_what_does_not_hold_for_this_edit_is_refused():

@@ -65,7 +65,7 @@ def test_what_is_malformed_is_refused_with_a_good_example(text):
     assert len(read_points(str(caught.value).rpartition("text such as ")[2][:-1]).pairs) == 1
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 2, "1", None, True])
 def test_another_version_is_refused(version):
     with pytest.raises(PalimpsestError, match=f"are of version {version!r}, this version reads 1"):
         read_points(stored(version=version))

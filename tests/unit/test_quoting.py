@@ -38,6 +38,11 @@ def test_the_long_and_the_large_are_cut(size):
     assert quoted([1, 2]) == "[1, 2]" and quoted("two\nlines") == r"'two\nlines'"
 
 
+def test_forty_digits_are_written_out():
+    assert quoted(10**39) == repr(10**39)
+    assert quoted(10**40) == "an integer of 41 digits"
+
+
 @pytest.mark.parametrize(("digits", "said"), [(400, "400 digits"), (9000, "9000 digits")])
 def test_numbers_that_python_does_not_write_are_described(digits, said):
     assert quoted(10 ** (digits - 1)) == f"an integer of {said}"

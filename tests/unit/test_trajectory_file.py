@@ -193,3 +193,13 @@ def test_settings_of_the_wrong_type_are_refused(kind, value, data):
         assert len(str(error)) < 400
         return
     assert type(getattr(back, field)) in (str, int, float, bool, type(None))
+
+
+@pytest.mark.parametrize(("rows", "fits"), [(2**63 - 1, True), (2**63, False), (-(2**63), False)])
+def test_numbers_of_a_recipe_have_an_end(rows, fits):
+    tensors, about = to_tensors(Trajectory(LATENTS, SIGMAS, LATENTS[0], Recipe("ddim", rows=rows)))
+    if fits:
+        assert from_tensors(tensors, about, name="a").recipe.rows == rows
+        return
+    with pytest.raises(PalimpsestError, match="rows is"):
+        from_tensors(tensors, about, name="a")

@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....pipelines.correction import CYCLE
+from ....pipelines.couplings import LEVELS_AT_ONCE
 from ....pipelines.cycle_sde import SourceChain
 from ....pipelines.denoiser import Denoiser, constant
 from ....pipelines.diffedit import edit_mask
@@ -78,7 +79,7 @@ class CycleRequest:
     seed: int = 0
     mask: Tensor | None = None
     trajectory: Trajectory | None = None
-    levels_at_once: int = 8
+    levels_at_once: int = LEVELS_AT_ONCE
     feature: str = "Cycle-SDE"
     batch_index: tuple[int, ...] | None = None
 

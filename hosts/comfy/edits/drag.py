@@ -13,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....pipelines.copy_paste import Brush, Move, Regions, copy_paste
+from ....pipelines.couplings import LEVELS_AT_ONCE
 from ....pipelines.cycle_sde import SourceChain
 from ....pipelines.denoiser import constant, ramp
 from ....pipelines.drag import DragStep, check_mask, plan
@@ -71,7 +72,7 @@ class DragRequest:
     seed: int = 0
     mask: Tensor | None = None
     region: Tensor | None = None
-    levels_at_once: int = 8
+    levels_at_once: int = LEVELS_AT_ONCE
 
 
 @dataclass(eq=False)

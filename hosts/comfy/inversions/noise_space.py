@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from ....pipelines.couplings import LEVELS_AT_ONCE
 from ....pipelines.errors import PalimpsestError
 from ....pipelines.inversion.method import Inverted
 from ....pipelines.inversion.noise_space import NoiseSpace, invert_into_noise
@@ -23,7 +24,7 @@ def invert_noise(
     *,
     seed: int,
     batch_index: tuple[int, ...] | None = None,
-    levels_at_once: int = 8,
+    levels_at_once: int = LEVELS_AT_ONCE,
 ) -> tuple[Trajectory, Spent]:
     """Invert a picture into drawn noise.
 

@@ -1,5 +1,7 @@
 """A batch of target prompts is what each of them would be alone."""
 
+import inspect
+
 import pytest
 import torch
 from palimpsest.pipelines.attention.bank import Bank
@@ -39,6 +41,12 @@ def qkv(rows, queries, keys, seed):
 def alone(target):
     known = {w: f for w, f in WISHES["weights"].items() if w in target.text}
     return rewrite_prompt(SOURCE, target, **{**WISHES, "weights": known})
+
+
+def test_its_defaults_are_those_of_one_prompt():
+    ours, theirs = (inspect.signature(f).parameters for f in (rewrite_prompts, rewrite_prompt))
+    for name in ("mode", "cross_window", "self_window", "weights"):
+        assert ours[name].default == theirs[name].default, name
 
 
 @pytest.mark.parametrize("step", [0, 4, 5, 6, 7, 9], ids=lambda step: f"step {step}")

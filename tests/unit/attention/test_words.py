@@ -22,6 +22,7 @@ from palimpsest.pipelines.attention.tokens import (
 )
 from palimpsest.pipelines.attention.words import _BYTES, Word, cut_word, unmarked
 from palimpsest.pipelines.errors import PalimpsestError
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 #: Byte-level tokens as CLIP's own vocabulary has them.
 SPELLED = {
@@ -289,3 +290,16 @@ def test_messages_quote_the_beginning_of_long_prompts():
         with pytest.raises(PalimpsestError) as error:
             call()
         assert len(str(error.value)) < 400
+
+
+def test_every_byte_has_the_letter_that_clip_spells_it_with():
+    assert {letter: byte for byte, letter in bytes_to_unicode().items()} == _BYTES
+
+
+@pytest.mark.parametrize(
+    ("parts", "count"),
+    [(["고양이"], 1), (["고", "양이"], 1), (["고양이", "cat"], 2), (["cat", "고양이"], 2)],
+)
+def test_korean_syllables_are_one_word_and_what_stands_beside_them_another(parts, count):
+    cuts = tuple(Word(text, (n,), glued=n > 0) for n, text in enumerate(parts))
+    assert Word("".join(parts), tuple(range(len(parts))), cuts).spoken == count

@@ -15,8 +15,14 @@ from palimpsest.pipelines.couplings import (
     one_noise,
     posterior,
 )
+from palimpsest.pipelines.denoiser import per_row
 from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
+from palimpsest.pipelines.inversion.noise_space import (
+    EDIT_FRIENDLY,
+    cycle_diffusion,
+    invert_into_noise,
+)
 from palimpsest.pipelines.noise import seeded
 from palimpsest.pipelines.schedule import step_down, vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
@@ -162,6 +168,37 @@ def test_a_chain_to_a_flows_noisiest_level_keeps_the_image_in_float32():
     chain = posterior(X0.float(), sigmas, seeded(0), eta=0.0)
     noise = seeded(0)(X0.float())
     assert distance(chain[1] - X0, 0.01 * noise.double()) < 1e-6
+
+
+@pytest.mark.parametrize("space", [EDIT_FRIENDLY, cycle_diffusion(0.3)], ids=["free", "cycle"])
+@pytest.mark.parametrize("levels_at_once", [1, 2, 5])
+def test_a_picture_is_turned_into_a_chain_and_what_the_source_makes_of_it(space, levels_at_once):
+    sigmas, calls, told = geometric(5), [], []
+
+    def source(x, sigma):
+        calls.append(len(x) // len(X0))
+        return Prompted(SOURCE)(x, per_row(sigma, x))
+
+    made = invert_into_noise(
+        space,
+        source,
+        X0,
+        sigmas,
+        seeded(3),
+        levels_at_once=levels_at_once,
+        on_levels=told.append,
+    )
+    latents = space.draw_chain(X0, sigmas, seeded(3))
+    assert torch.equal(made[0], latents)
+    expected = [Prompted(SOURCE)(x, sigma) for x, sigma in zip(latents, sigmas, strict=True)]
+    torch.testing.assert_close(made[1], torch.stack(expected[1:]), rtol=1e-12, atol=1e-12)
+    assert max(calls) == levels_at_once
+    assert told == [min(n, 5) for n in range(levels_at_once, 5 + levels_at_once, levels_at_once)]
+
+
+def test_a_call_of_no_level_is_refused():
+    with pytest.raises(PalimpsestError, match=r"^At least 1 level goes into a call, got 0: raise"):
+        invert_into_noise(EDIT_FRIENDLY, None, X0, geometric(5), seeded(3), levels_at_once=0)
 
 
 # --- edits along them

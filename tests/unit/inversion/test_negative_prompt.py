@@ -110,6 +110,12 @@ def embedding_of(trajectory):
     return trajectory.find(NegativeEmbedding).embedding
 
 
+def test_every_picture_may_have_an_embedding_of_its_own():
+    two = torch.cat([text(SOURCE), text(TARGET)])
+    assert len(chain().origin) == len(two)
+    assert torch.equal(embedding_of(negative_prompt(chain(), two)), two[None])
+
+
 def stands_for_it(trajectory, sigma):
     """What both rows of an edit are shown in the place of the negative prompt at a level."""
     carried = trajectory.find(NegativeEmbedding)

@@ -1,11 +1,13 @@
 """Null-text inversion against its published loop, restated in its own coordinates."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from palimpsest.pipelines.errors import PalimpsestError
-from palimpsest.pipelines.inversion.null_text import Adam, NullText, fit
+from palimpsest.pipelines.inversion.negative_embedding import NegativeEmbedding
+from palimpsest.pipelines.inversion.null_text import Adam, NullText, carried_by, fit
+from palimpsest.pipelines.trajectory import Recipe, Trajectory
 from palimpsest.tests.unit.analytic import alpha_of, picture, vp_step
 
 CFG = 7.5
@@ -99,6 +101,28 @@ def published(chain, sigmas, settings, rows=1):
 def ours(chain, sigmas, settings, network=None):
     network = network or Network()
     return fit(network.conditional, network.unconditional, chain, sigmas, EMPTY, settings)
+
+
+@pytest.mark.parametrize("variant", ["null-text", "source only", "null-latent"])
+def test_the_trajectory_is_the_path_its_picture_and_what_its_variant_shows(variant):
+    sigmas, settings = sigmas_of(3), NullText(cfg=2.0, inner_steps=1)
+    latents = chain_of(sigmas)
+    chain = Trajectory(latents, sigmas, latents[0], Recipe("ddim", "destination", rows=7))
+    fitted = ours(latents, sigmas, settings)
+    made = carried_by(chain, fitted, settings, variant)
+    method = "null-latent" if variant == "null-latent" else "null-text"
+    assert made.recipe == replace(chain.recipe, method=method, cfg=2.0)
+    assert made.latents is fitted.latents
+    assert torch.equal(made.image, latents[0])
+    shown = made.find(NegativeEmbedding)
+    if variant == "null-latent":
+        assert shown is None
+    else:
+        assert torch.equal(shown.embedding, fitted.uncond)
+        assert shown.settings == {
+            "rows": "source" if variant == "source only" else "both",
+            "cfg": 2.0,
+        }
 
 
 def in_vp(latents, sigmas):

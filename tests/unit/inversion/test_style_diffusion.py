@@ -335,3 +335,7 @@ def test_the_window_counts_from_the_noisiest_step(window, mapped):
 def test_a_mapping_that_does_not_fit_is_refused(shape):
     with pytest.raises(PalimpsestError, match="mapping of values is"):
         carrying(torch.zeros(shape))
+
+
+def test_the_settings_are_the_published_ones():
+    assert Fitting() == Fitting(1071, 7.5, 1e-2, 1.0, 1e-5, 0)
