@@ -25,7 +25,7 @@ RENDERERS = ("canvas", "vue")
 
 @pytest.fixture(scope="module")
 def browser():
-    """A browser of one file: while it is open, Playwright's loop runs in the thread of the tests."""
+    """A browser for a file: while it is open, its loop runs in the thread of the tests."""
     with sync_playwright() as playwright:
         path = find_chromium()
         assert path, "no Chromium: run `python dev.py test browser`, or set CHROMIUM"
