@@ -46,11 +46,17 @@ class Reached:
     seconds: dict[str, float]
 
     def of(self, mutant: Mutant) -> list[str]:
-        """The tests of a mutant, the quickest first; of a line that is read once, its file's."""
+        """The tests of a mutant, the quickest first.
+
+        A line that no test reaches while it runs, such as a default or a constant, is read by all
+        of the test files that reach the mutant's file.
+        """
         lines = range(mutant.line, mutant.line + mutant.before.count("\n") + 1)
         found = {t for line in lines for t in self.tests.get((mutant.path, line), ())}
         if not found:
-            found = {t for (path, _), own in self.tests.items() if path == mutant.path for t in own}
+            own = [tests for (path, _), tests in self.tests.items() if path == mutant.path]
+            files = {test.split("::")[0] for test in frozenset().union(*own)}
+            found = {test for test in self.seconds if test.split("::")[0] in files}
         return sorted(found, key=lambda test: (self.seconds.get(test, 0.0), test))
 
 
