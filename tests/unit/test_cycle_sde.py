@@ -367,3 +367,13 @@ def test_levels_that_do_not_rise_are_refused():
         record(sigmas=SIGMAS.flip(0))
     with pytest.raises(PalimpsestError, match="rising"):
         Trajectory(X0.expand(9, -1, -1, -1, -1), SIGMAS.flip(0), X0, Recipe("markov"))
+
+
+@pytest.mark.parametrize("levels_at_once", [1, 3])
+def test_what_the_source_is_asked_is_told(levels_at_once):
+    told, chain = [], source_chain(PerRow(Prompted(SOURCE)), levels_at_once=levels_at_once)
+    recorded = chain.of(X0, seeded(0), on_levels=told.append)
+    assert told[-1] == STEPS and len(told) == -(-STEPS // levels_at_once)
+    again = []
+    chain.denoise(recorded, again.append)
+    assert again == told

@@ -303,3 +303,8 @@ def test_every_byte_has_the_letter_that_clip_spells_it_with():
 def test_korean_syllables_are_one_word_and_what_stands_beside_them_another(parts, count):
     cuts = tuple(Word(text, (n,), glued=n > 0) for n, text in enumerate(parts))
     assert Word("".join(parts), tuple(range(len(parts))), cuts).spoken == count
+
+
+def test_the_first_part_of_a_word_hangs_on_nothing():
+    word = cut_word("solo,smile", (4, 5, 6), ["solo</w>", ",</w>", "smile</w>"])
+    assert [part.glued for part in word.parts] == [False, True, True]
