@@ -226,6 +226,32 @@ def test_what_does_not_hold_for_this_edit_is_refused():
     edit_along(chain, Host(cfg=7.5))
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Features that would serve every step, of the source with a key."""
+
+    key: str
+
+    def serve(self, control, at):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("key", "correction", "read"),
+    [
+        ("", DIRECT_INVERSION, True),
+        ("of another prompt", DIRECT_INVERSION, False),
+        ("", UNCORRECTED, False),
+    ],
+)
+def test_kept_features_are_read_where_they_are_this_sources_on_its_chain(key, correction, read):
+    kept = Kept(key)
+    chain = replace(recorded(), features=kept)
+    control = Values({"cond": "cond"})
+    edit = edit_along(chain, Host(), control=control, correction=correction)
+    assert (edit.bank.features is kept) == read
+
+
 # -- the residual --------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from palimpsest.pipelines.denoiser import RowCount
 from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.kept_region import outside
+from palimpsest.pipelines.rows import Rows as PairOfRows
 from palimpsest.pipelines.schedule import step_down, vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
 from palimpsest.tests.unit.analytic import Prompted, alpha_of, distance, geometric, picture, vp_step
@@ -67,6 +68,16 @@ def test_direct_inversion_returns_the_source_bit_for_bit_and_never_runs_it():
     assert torch.equal(done.source, trajectory.origin)
     assert made.source.calls == []
     assert made.target.calls == [len(X0)] * STEPS
+
+
+def test_where_nothing_was_run_the_guess_of_a_step_is_the_picture():
+    chain = recorded()
+    start = chain.latents[-1]
+    same = Prompted(SOURCE, CFG)
+    along = edit(chain, Branches(same, same), correction=ADD_SOURCE)
+    moved = along.step(0, PairOfRows(start, start))
+    assert torch.equal(moved.target, chain.latents[-2])
+    assert torch.equal(moved.guess.denoised, chain.latents[0])
 
 
 def test_the_general_step_with_its_residual_reaches_the_same_latent():

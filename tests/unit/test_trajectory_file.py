@@ -16,6 +16,7 @@ from palimpsest.pipelines.inversion.edict import Coupled
 from palimpsest.pipelines.inversion.mapped_values import MappedValues
 from palimpsest.pipelines.inversion.negative_embedding import NegativeEmbedding
 from palimpsest.pipelines.inversion.uni_inv import Aligned
+from palimpsest.pipelines.old_formats import carried_before_3
 from palimpsest.pipelines.proximal import Proximal
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
 from palimpsest.pipelines.trajectory_file import KINDS, from_tensors, to_tensors
@@ -203,3 +204,9 @@ def test_numbers_of_a_recipe_have_an_end(rows, fits):
         return
     with pytest.raises(PalimpsestError, match="rows is"):
         from_tensors(tensors, about, name="a")
+
+
+def test_what_an_early_file_did_not_say_has_the_value_of_its_time():
+    values = picture(STEPS, 2, 1, 2, 3)
+    ((kind, fields),) = carried_before_3({"values": values}, {})
+    assert (kind, fields["cfg"], fields["window"]) == (MappedValues, 1.0, 1.0)

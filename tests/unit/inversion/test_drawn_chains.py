@@ -20,6 +20,7 @@ from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.noise_space import (
     EDIT_FRIENDLY,
+    NoiseSpace,
     cycle_diffusion,
     invert_into_noise,
 )
@@ -291,3 +292,8 @@ def test_levels_that_do_not_rise_are_refused(name):
 def test_an_eta_that_is_neither_ode_nor_sde_is_refused(eta):
     with pytest.raises(PalimpsestError, match=rf"eta in 0\.\.1, got .*eta {eta}"):
         posterior(X0, GRIDS["from zero"], seeded(0), eta=eta)
+
+
+def test_an_edit_repeats_the_whole_residual_unless_a_strength_is_said():
+    assert NoiseSpace("independent", 1.0, independent).recipe.strength == 1.0
+    assert NoiseSpace("independent", 0.0, independent, 0.5).recipe.strength == 0.5

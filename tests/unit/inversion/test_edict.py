@@ -351,6 +351,20 @@ def test_what_a_control_reads_is_the_source_of_the_same_evaluation():
 # -- what it costs, tells and refuses ------------------------------------------------------------
 
 
+@pytest.mark.parametrize("call", [1, 2], ids=["one chain", "the other"])
+def test_a_chain_that_leaves_the_finite_numbers_is_named_by_its_level(call):
+    calls = []
+
+    def denoise(x, sigma):
+        calls.append(sigma)
+        return x * (float("inf") if len(calls) == 2 * (STEPS - 1) + call else 0.5)
+
+    sigmas = levels()
+    with pytest.raises(PalimpsestError, match=f"finite numbers at step {STEPS} of {STEPS} "):
+        couple(denoise, X0, sigmas, family=VP, mixing=MIXING)
+    assert len(calls) == 2 * STEPS
+
+
 def test_every_step_evaluates_twice_each_way_and_tells_once():
     source, target = Prompted(SOURCE, CFG), Prompted(TARGET, CFG)
     told = []

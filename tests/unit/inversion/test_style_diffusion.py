@@ -11,6 +11,7 @@ from palimpsest.pipelines.attention.value_mapping import value_context, value_co
 from palimpsest.pipelines.couplings import ddim
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.mapped_values import MappedValues
+from palimpsest.pipelines.inversion.mapping_network import new_networks
 from palimpsest.pipelines.inversion.style_diffusion import (
     Fitted,
     Fitting,
@@ -287,6 +288,22 @@ def carrying(values, steps=4, window=0.5):
     return Trajectory(
         latents, levels(steps), pictures(2), Recipe("style diffusion"), carried=(mapped,)
     )
+
+
+def test_values_are_mapped_in_all_of_an_edit_unless_a_window_is_said():
+    chain = carrying(drawn(4, 2, 1, T, C))
+    whole = MappedValues(chain.carried[0].values, 5.0)
+    whole.check(chain)
+    at = whole.at(chain, window=whole.window)
+    assert [at(sigma) is not None for sigma in chain.sigmas[1:]] == [True] * 4
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**62])
+def test_a_seed_of_64_bits_counts_by_its_lower_63(seed):
+    """ComfyUI's seeds go up to 2^64 - 1, torch's are signed."""
+    one, other = (new_networks(drawn(1, T, C), T, n)[0] for n in (seed, seed + 2**63))
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_an_edit_under_another_guidance_is_refused():
