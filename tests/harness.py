@@ -72,9 +72,12 @@ class Server:
         return self.get("object_info")
 
     def queue(self, prompt):
-        """Queue a prompt (API form) and return its id; Refused when the server does not take it."""
+        """Queue a prompt (API form) and return its id; Refused when the server does not take it.
+
+        It comes from a client that is not there: of a prompt of no client every open page is told.
+        """
         try:
-            return self.post("prompt", {"prompt": prompt})["prompt_id"]
+            return self.post("prompt", {"prompt": prompt, "client_id": "nobody"})["prompt_id"]
         except urllib.error.HTTPError as error:
             if error.code != 400:
                 raise

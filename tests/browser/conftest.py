@@ -1,12 +1,14 @@
 """A real Chromium on the real front end, in both of its renderers."""
 
 import re
-from contextlib import contextmanager
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
 
 import pytest
 from palimpsest.dev import DEV, PACK, find_chromium
 from palimpsest.tests.browser.front_end import open_app
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 FLAGS = [
     "--no-sandbox",  # Chromium refuses to run as root with it
@@ -23,9 +25,18 @@ SCREENSHOTS = DEV / "screenshots"
 RENDERERS = ("canvas", "vue")
 
 
-@pytest.fixture(scope="module")
+@dataclass(frozen=True)
+class FrontEnd:
+    """An open front end: its page, what we complain of in it, and how it draws nodes."""
+
+    page: Page
+    complaints: list
+    renderer: str
+
+
+@pytest.fixture(scope="package")
 def browser():
-    """A browser for a file: while it is open, its loop runs in the thread of the tests."""
+    """A browser for this folder: while it is open, its loop runs in the thread of the tests."""
     with sync_playwright() as playwright:
         path = find_chromium()
         assert path, "no Chromium: run `python dev.py test browser`, or set CHROMIUM"
@@ -34,35 +45,54 @@ def browser():
         browser.close()
 
 
-@contextmanager
-def front_end(browser, server, renderer):
-    """The front end, ready, with the default graph, and the list of what we complain of in it."""
+@pytest.fixture(scope="package")
+def front_ends(browser, server):
+    """front_ends(renderer) -> its FrontEnd, opened once: to open one takes longer than most tests.
+
+    Each has a context of its own, so that neither hears of the other's runs.
+    """
+    with ExitStack() as stack:
+
+        @cache
+        def front_end(renderer):
+            options = {"viewport": {"width": 1600, "height": 1000}, "base_url": server.url}
+            page = stack.enter_context(browser.new_context(**options)).new_page()
+            complaints = []
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("console", lambda message: complaints.extend(our_errors(message)))
+            enter(page, server, renderer)
+            return FrontEnd(page, complaints, renderer)
+
+        yield front_end
+
+
+def enter(page, server, renderer):
+    """Open the front end in a page, drawn by a renderer."""
     server.post("settings/Comfy.TutorialCompleted", True)
     server.post("settings/Comfy.VueNodes.Enabled", renderer == "vue")
-    context = browser.new_context(viewport={"width": 1600, "height": 1000}, base_url=server.url)
-    page = context.new_page()
-    complaints = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda message: complaints.extend(our_errors(message)))
     open_app(page, server.url)
-    yield page, complaints
-    context.close()
+    # While anything runs a badge pulses: without a GPU that takes half a core from what runs.
+    page.add_style_tag(content="*, *::before, *::after { animation: none !important }")
 
 
-@pytest.fixture(scope="module", params=RENDERERS)
-def opened(request, browser, server):
-    """A front end in each renderer for all tests of a file: to open one takes longer than most."""
-    with front_end(browser, server, request.param) as opened:
-        yield opened
+@pytest.fixture(params=RENDERERS)
+def opened(request, front_ends):
+    """The front end in each renderer."""
+    return front_ends(request.param)
 
 
 @pytest.fixture
 def page(opened):
     """A front end into which every test loads a graph of its own; it fails where we complain."""
-    page, complaints = opened
-    complaints.clear()
-    yield page
-    assert complaints == []
+    opened.complaints.clear()
+    yield opened.page
+    assert opened.complaints == []
+
+
+@pytest.fixture
+def reload(opened, server):
+    """reload() opens the page anew, as a person would."""
+    return lambda: enter(opened.page, server, opened.renderer)
 
 
 def our_errors(message):

@@ -76,6 +76,21 @@ def run(page, timeout=300):
     return page.evaluate("window.ended")
 
 
+def run_unseen(page, server):
+    """Run the graph as the page asks for it, and show the page only what came out.
+
+    To redraw the page at every step, without a GPU, costs as much as the steps themselves.
+    """
+    prompt = graph_to_prompt(page)
+    entry = server.run(prompt)
+    page.evaluate(
+        """outputs => { for (const [node, output] of Object.entries(outputs))
+            app.api.dispatchCustomEvent("executed", {node, display_node: node, output}) }""",
+        entry["outputs"],
+    )
+    return prompt, entry
+
+
 def open_templates(page, pack):
     """Open the Templates dialog at a pack's own page and return the names it shows there."""
     page.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates') }")

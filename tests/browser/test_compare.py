@@ -6,8 +6,8 @@ import re
 import pytest
 from palimpsest.demo.judge import judge
 from palimpsest.demo.scenes import caption
-from palimpsest.tests.browser.front_end import graph_to_prompt, load_workflow, run
-from palimpsest.tests.browser.test_workflows import WORKFLOWS, walk_few_steps
+from palimpsest.tests.browser.front_end import load_workflow, run_unseen
+from palimpsest.tests.browser.test_workflows import WORKFLOWS, hurry
 from palimpsest.tests.server.pictures import saved_pictures
 
 WORKFLOW = WORKFLOWS / "palimpsest_compare_inversions.json"
@@ -24,16 +24,6 @@ def labels():
     return [n["widgets_values"][0] for n in shipped["nodes"] if n["type"] == "PalimpsestCompare"]
 
 
-def hurry(page):
-    """Fit little: what is fitted is judged elsewhere."""
-    page.evaluate(
-        """() => { for (const node of app.graph.nodes) for (const widget of node.widgets ?? []) {
-            if (widget.name === "inner_steps") widget.value = 1
-            if (widget.name === "rounds") widget.value = 20
-        } }"""
-    )
-
-
 def cell(sheet, row, column, rows):
     """A picture of the sheet at its own size, found from the lower right corner."""
     bottom = sheet.shape[0] - 2 * GAP - (rows - 1 - row) * (SIDE + GAP)
@@ -45,12 +35,8 @@ def cell(sheet, row, column, rows):
 def test_all_inversions_stand_on_one_sheet(page, server, screenshot):
     load_workflow(page, WORKFLOW, "compare_inversions")
     screenshot("loaded")
-    walk_few_steps(page)
     hurry(page)
-    prompt = graph_to_prompt(page)
-    ended = run(page)
-    assert ended["kind"] == "execution_success", ended
-    entry = server.wait(ended["prompt_id"])
+    prompt, entry = run_unseen(page, server)
     (sheet,) = saved_pictures(server, prompt, entry).values()
     names = labels()
     assert len(names) == len(set(names)) >= len(EDITED)

@@ -25,7 +25,10 @@ PLAIN = {
 
 
 def test_the_default_graph_is_drawn_by_the_asked_renderer(page, request, screenshot):
+    page.evaluate("app.extensionManager.command.execute('Comfy.LoadDefaultWorkflow')")
+    page.wait_for_timeout(500)
     nodes = page.evaluate("app.graph.nodes.length")
+    assert nodes
     drawn_as_elements = page.locator("[data-node-id]").count()
     assert drawn_as_elements == (nodes if "vue" in request.node.name else 0)
     screenshot("default")

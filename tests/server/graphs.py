@@ -221,7 +221,7 @@ INVERT = {
 }
 EDIT = {"scale": 1.0, "interval": 1}
 
-WALK = {"steps": 5, "scheduler": "ddim_uniform", "t0": 0.6}
+WALK = {"steps": 4, "scheduler": "ddim_uniform", "t0": 0.5}
 CYCLE = {
     **WALK,
     "cfg": 3.0,
@@ -240,7 +240,7 @@ DIFFEDIT = {
     "mask_strength": 0.5,
     "source_batch": 8,
 }
-STRENGTH = {"unit": "t0 (VP)", "strength": 0.5, "steps": 3, "scheduler": "normal"}
+STRENGTH = {"unit": "t0 (VP)", "strength": 0.5, "steps": 2, "scheduler": "normal"}
 SDEDIT = {**STRENGTH, "cfg": 3.0, "eta": 1.0, "repeats": 1, "seed": 1}
 SWEEP = {
     "unit": "denoise",
@@ -253,7 +253,7 @@ SWEEP = {
     "seed": 1,
 }
 INPAINT = {
-    "steps": 3,
+    "steps": 2,
     "scheduler": "normal",
     "strength": 1.0,
     "cfg": 3.0,
@@ -286,6 +286,11 @@ def put_latent(server, samples, name):
     tensors = {"latent_tensor": samples, "latent_format_version_0": torch.tensor([])}
     save_file(tensors, server.base / "input" / f"{name}.latent")
     return f"{name}.latent"
+
+
+def read_in(steps):
+    """In how many steps of an edit Prompt-to-Prompt reads the source, which then runs too."""
+    return int(max(CONTROL["cross_window"], CONTROL["self_window"]) * steps)
 
 
 def relative(a, b):

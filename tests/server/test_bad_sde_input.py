@@ -1,9 +1,11 @@
 """What bad input to the SDE family gets: one clear sentence, and a server that goes on."""
 
+from itertools import product
+
 import pytest
 import torch
 from palimpsest.tests.harness import Failed, Refused
-from palimpsest.tests.server.graphs import Painting, put_latent, told
+from palimpsest.tests.server.graphs import WALK, Painting, put_latent, told
 from palimpsest.tests.server.test_bad_input import clear, other_model
 
 CYCLE, DIFFEDIT, INPAINT = "PalimpsestCycleSDE", "PalimpsestDiffEdit", "PalimpsestInpaint"
@@ -98,8 +100,11 @@ BAD_LATENTS = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD_LATENTS)
-@pytest.mark.parametrize("node", [*LATENTS, PASTE])
+# What is infinite is found as NaN is: once is enough.
+@pytest.mark.parametrize(
+    ("node", "kind"),
+    [(SDEDIT, "infinite"), *product([*LATENTS, PASTE], ["NaN", "channels"])],
+)
 def test_a_latent_that_the_model_cannot_take_is_refused(server, refused, node, kind):
     samples, words = BAD_LATENTS[kind]
     graph = Painting()
@@ -129,7 +134,8 @@ def test_a_mask_batch_that_does_not_match_is_refused(refused, node):
 def test_a_walk_of_no_step_is_refused(refused, node):
     graph = Painting()
     make = graph.drag if node == DRAG else getattr(graph, LATENTS[node])
-    words = ("t0 0 of 5 steps leaves no step", "raise t0 to at least 0.2")
+    steps = WALK["steps"]
+    words = (f"t0 0 of {steps} steps leaves no step", f"raise t0 to at least {1 / steps}")
     refused((graph, make(t0=0.0)[0]), node, words)
 
 

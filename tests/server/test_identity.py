@@ -42,40 +42,15 @@ class Learning(Editing):
         return self.save(sampled[0], name)
 
 
-def test_it_runs_alone_and_shows_the_loss(server):
-    graph = Learning(steps=4)
-    seen = graph.add("SaveImage", images=graph.identity[2], filename_prefix="pictures/loss")
-    heard = server.events(graph)
-    assert progress(heard, graph.identity)[-1] == 4
-    (queued,) = (data for kind, data in heard if kind == "queued")
-    entry = server.wait(queued["prompt_id"])
-    text = told(entry, graph.identity)
-    assert text.startswith("rank 4, 4 steps, ")
-    assert "mean loss" in text and "before" in text and "after" in text
-    (shown,) = server.images(entry, graph.identity.id)
-    (output,) = server.images(entry, seen.id)
-    assert shown.size == output.size == (768, 432)
-    assert float((as_tensor(shown) - as_tensor(output)).abs().max()) == 0
-    picture = as_tensor(shown)
-    assert bool((picture[..., 2] - picture[..., 0] > 0.3).any())  # the line
-    assert float(picture[0].mean()) == 1  # and white around it
-
-
-def test_the_model_that_comes_out_is_changed_and_the_one_that_went_in_is_not(server):
-    graph = Learning(seed=2)
+@pytest.fixture(scope="module")
+def learned(server):
+    """One training and all that is asked of it: what was told, and the latents, by name."""
+    # Before the LoRA was ever there, in a run of its own.
     before = Editing(steps=2)
-    plain = Learning.sample(before, before.model[0], "plain_before")
-    plain_before = saved(server, server.run(before), plain)
-    learned = graph.sample(graph.identity[0], "learned")
-    after = graph.sample(graph.model[0], "plain_after")
-    entry = server.run(graph)
-    assert relative(saved(server, entry, after), plain_before) == 0
-    assert relative(saved(server, entry, learned), plain_before) > 1e-3
-
-
-def test_a_saved_lora_is_read_back_by_cores_loader(server):
-    graph = Learning(min_strength=1.0, seed=3, save_as="faces/ann")
-    direct = graph.sample(graph.identity[0], "direct")
+    kept = Learning.sample(before, before.model[0], "plain_before")
+    latents = {"before": saved(server, server.run(before), kept)}
+    graph = Learning(min_strength=1.0, save_as="faces/ann")
+    graph.seen = graph.show(graph.identity[2], "loss")
     wired = graph.add(
         "LoraModelLoader",
         model=graph.model[0],
@@ -83,8 +58,38 @@ def test_a_saved_lora_is_read_back_by_cores_loader(server):
         strength_model=1.0,
         bypass=False,
     )
-    by_wire = graph.sample(wired[0], "by_wire")
-    entry = server.run(graph)
+    models = {"learned": graph.identity[0], "by wire": wired[0], "after": graph.model[0]}
+    nodes = {name: graph.sample(model, "learned") for name, model in models.items()}
+    heard = server.events(graph)
+    (queued,) = (data for kind, data in heard if kind == "queued")
+    entry = server.wait(queued["prompt_id"])
+    latents |= {name: saved(server, entry, node) for name, node in nodes.items()}
+    return graph, heard, entry, latents
+
+
+def test_it_shows_the_loss(server, learned):
+    graph, heard, entry, _ = learned
+    assert progress(heard, graph.identity)[-1] == SETTING["steps"]
+    text = told(entry, graph.identity)
+    assert text.startswith(f"rank 4, {SETTING['steps']} steps, ")
+    assert "mean loss" in text and "before" in text and "after" in text
+    (shown,) = server.images(entry, graph.identity.id)
+    (output,) = server.images(entry, graph.seen.id)
+    assert shown.size == output.size == (768, 432)
+    assert float((as_tensor(shown) - as_tensor(output)).abs().max()) == 0
+    picture = as_tensor(shown)
+    assert bool((picture[..., 2] - picture[..., 0] > 0.3).any())  # the line
+    assert float(picture[0].mean()) == 1  # and white around it
+
+
+def test_the_model_that_comes_out_is_changed_and_the_one_that_went_in_is_not(learned):
+    *_, latents = learned
+    assert relative(latents["after"], latents["before"]) == 0
+    assert relative(latents["learned"], latents["before"]) > 1e-3
+
+
+def test_a_saved_lora_is_read_back_by_cores_loader(server, learned):
+    graph, _, entry, latents = learned
     assert told(entry, graph.identity).endswith("saved as ann_00001.safetensors")
     assert (server.base / "output/loras/faces/ann_00001.safetensors").is_file()
     loading = Editing(steps=2)
@@ -96,12 +101,12 @@ def test_a_saved_lora_is_read_back_by_cores_loader(server):
     )
     read = Learning.sample(loading, lora[0], "read_back")
     found = saved(server, server.run(loading), read)
-    assert relative(found, saved(server, entry, direct)) < 1e-6
-    assert relative(found, saved(server, entry, by_wire)) < 1e-6
+    assert relative(found, latents["learned"]) < 1e-6
+    assert relative(found, latents["by wire"]) < 1e-6
 
 
 def test_cancel_stops_the_training_at_once_and_the_next_run_is_whole(server):
-    graph = Learning(width=256, height=256, steps=200, seed=4, save_as="never")
+    graph = Learning(width=192, height=192, steps=200, seed=4, save_as="never")
     cancelled = []
 
     def cancel_at_the_first_step(kind, data):
@@ -114,7 +119,7 @@ def test_cancel_stops_the_training_at_once_and_the_next_run_is_whole(server):
     assert (kind, data["node_id"]) == ("execution_interrupted", graph.identity.id)
     assert progress(heard, graph.identity)[-1] <= cancelled[0] + 3
     assert not list((server.base / "output").rglob("never*"))
-    again = Learning(seed=5)
+    again = Learning(seed=5, steps=1)  # alone: nothing is connected to its outputs
     entry = server.run(again)
     assert server.images(entry, again.identity.id)
 

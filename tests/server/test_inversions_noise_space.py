@@ -3,13 +3,13 @@
 import pytest
 import torch
 from palimpsest.tests.harness import Failed
-from palimpsest.tests.server.graphs import Editing, relative, saved, told
+from palimpsest.tests.server.graphs import Editing, read_in, relative, saved, told
 from palimpsest.tests.server.test_bad_input import clear
 
-STEPS = 4
+STEPS = 2
 COMMON = {"scheduler": "simple", "source_cfg": 1.0, "seed": 1, "source_batch": 8}
 METHODS = {
-    "PalimpsestInvertEditFriendly": {**COMMON, "steps": 6, "strength": 1.0, "skip": 2},
+    "PalimpsestInvertEditFriendly": {**COMMON, "steps": STEPS + 1, "strength": 1.0, "skip": 1},
     "PalimpsestInvertCycleDiffusion": {**COMMON, "steps": STEPS, "strength": 0.6, "eta": 0.1},
 }
 every_method = pytest.mark.parametrize("kind", METHODS)
@@ -37,7 +37,7 @@ def test_the_node_stands_for_any_other_and_says_what_it_cost(server, kind):
     entry, latent, kept, origin = latents(server, graph, edit[0], edit[1], graph.encoded[0])
     assert told(entry, graph.inverted).startswith(f"{STEPS} steps, {2 * STEPS} UNet rows")
     # Both rows of the target for two pictures, and the source's while a window is open.
-    assert told(entry, edit).startswith(f"{2 * 2 * STEPS + 2 * 2} UNet rows")
+    assert told(entry, edit).startswith(f"{2 * (2 * STEPS + read_in(STEPS))} UNet rows")
     assert "reconstruction: exact" in told(entry, edit)
     assert torch.equal(kept, origin)
     same = (latent == origin).all(1)
@@ -71,17 +71,7 @@ def test_a_seed_gives_the_same_bits_in_another_run(server, kind):
 
 
 @every_method
-def test_a_second_edit_costs_no_inversion(server, kind):
-    graph = Noised(kind)
-    latents(server, graph, graph.edit()[0])
-    graph = Noised(kind)
-    edit = graph.edit(cfg=5.0)
-    entry, _ = latents(server, graph, edit[0])
-    assert server.rows(entry) == 2 * STEPS + 2
-
-
-@every_method
-def test_its_trajectory_is_saved_loaded_and_previewed(server, kind):
+def test_a_second_edit_costs_no_inversion_and_its_trajectory_is_saved_and_loaded(server, kind):
     name = kind.removeprefix("PalimpsestInvert")
     graph = Noised(kind)
     wish = {"trajectory": graph.inverted[0], "filename_prefix": f"kept/{name}"}
@@ -94,13 +84,15 @@ def test_its_trajectory_is_saved_loaded_and_previewed(server, kind):
         "PalimpsestPreviewTrajectory", trajectory=loaded[0], vae=graph.model[2], frames=3
     )
     strip = graph.show(shown[0], "strip")
-    entry, again = latents(server, graph, graph.edit(trajectory=loaded[0])[0])
+    edits = [graph.edit(trajectory=loaded[0])[0], graph.edit(cfg=5.0)[0]]
+    entry, again, _ = latents(server, graph, *edits)
     assert torch.equal(own, again)
     assert len(server.images(entry, strip.id)) >= 1
+    assert server.rows(entry) == 2 * (2 * STEPS + read_in(STEPS))  # of the two edits
 
 
 REFUSED = [
-    ("PalimpsestInvertEditFriendly", {"skip": 6}, "skip is 6, of 6 steps"),
+    ("PalimpsestInvertEditFriendly", {"skip": 3}, "skip is 3, of 3 steps"),
     ("PalimpsestInvertEditFriendly", {"source_cfg": 3.5}, "source_cfg is 3.5, which needs"),
     ("PalimpsestInvertCycleDiffusion", {"source_cfg": 2.0}, "source_cfg is 2.0, which needs"),
 ]

@@ -1,11 +1,9 @@
 """Uni-Inv in a real server, on the embedded model."""
 
 import torch
-from palimpsest.tests.server.graphs import relative, saved, told
+from palimpsest.tests.server.graphs import Editing, read_in, relative, saved, told
+from palimpsest.tests.server.test_inversions_edict import CFG, STEPS, run
 from palimpsest.tests.server.test_inversions_edict import Inverting as Other
-from palimpsest.tests.server.test_inversions_edict import run
-
-STEPS, CFG = 4, 3.0
 
 
 class Inverting(Other):
@@ -22,14 +20,15 @@ class Inverting(Other):
         return self.edit(**{"trajectory": self.uni[0], "cfg": CFG, **changes})
 
 
-def test_it_stands_in_the_place_of_any_other_inversion(server):
+def test_it_stands_in_the_place_of_any_other_inversion_and_its_file_too(server):
     graph = Inverting()
     edited, same = graph.along(), graph.unedited(trajectory=graph.uni[0])
     masked = graph.along(mask=graph.scene[1])
+    graph.add("PalimpsestSaveTrajectory", trajectory=graph.uni[0], filename_prefix="uni/a")
     origin = graph.save(graph.encoded[0], "origin")
     entry, latent, back, inside = run(server, graph, edited, same, masked)
     assert told(entry, graph.uni).startswith(f"{STEPS} steps, {2 * STEPS} UNet rows")
-    assert told(entry, edited).startswith(f"{2 * STEPS + 2} UNet rows")
+    assert told(entry, edited).startswith(f"{2 * STEPS + read_in(STEPS)} UNet rows")
     assert told(entry, edited).endswith("exact\ncorrection is not read: nothing drifts")
     picture = saved(server, entry, origin)
     assert relative(back, picture) < 1e-6
@@ -39,15 +38,7 @@ def test_it_stands_in_the_place_of_any_other_inversion(server):
     about = server.object_info()
     names = [about[f"PalimpsestInvert{kind}"]["output_name"] for kind in ("DDIM", "UniInv")]
     assert names[0] == names[1]
-
-
-def test_a_file_of_it_edits_the_same(server):
-    graph = Inverting()
-    kept = graph.add("PalimpsestSaveTrajectory", trajectory=graph.uni[0], filename_prefix="uni/a")
-    (first,) = run(server, graph, graph.along())[1:]
-    assert (server.base / "output" / "uni" / "a_00001.safetensors").exists()
-    again = Inverting()
+    again = Editing(steps=STEPS)
     loaded = again.add("PalimpsestLoadTrajectory", file="uni/a_00001.safetensors [output]")
-    (second,) = run(server, again, again.along(trajectory=loaded[0]))[1:]
-    assert torch.equal(first, second)
-    assert kept
+    _, second = run(server, again, again.edit(trajectory=loaded[0], cfg=CFG))
+    assert torch.equal(latent, second)

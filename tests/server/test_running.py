@@ -9,13 +9,16 @@ from PIL import Image
 PREVIEW = 1  # the first number of a binary message that is a latent preview
 HEADER = 8  # that number, and the number of the picture format
 
+#: Core thins out progress that comes fast, but never what has a preview.
+EVERY_STEP = {"preview_method": "latent2rgb"}
+
 
 def test_invert_and_edit_tell_every_step_and_show_previews(server):
-    steps = 7
+    steps = 4
     graph = Editing(steps=steps, strength=0.9)
     edited = graph.edit()
     graph.save(edited[0], "previewed")
-    heard = server.events(graph, extra_data={"preview_method": "latent2rgb"})
+    heard = server.events(graph, extra_data=EVERY_STEP)
     for node in (graph.inverted, edited):
         assert progress(heard, node) == list(range(1, steps + 1))
     previews = [data["bytes"] for kind, data in heard if kind == "preview"]
@@ -38,7 +41,7 @@ def progress(heard, node):
 
 @pytest.mark.parametrize("name", ["inverted", "edited"])
 def test_cancel_stops_within_one_step(server, name):
-    graph = Editing(steps=6, width=256, height=256, batch=4)  # large: a step takes a while
+    graph = Editing(steps=3, width=256, height=256, batch=2)  # large: a step takes a while
     graph.edited = graph.edit()
     graph.save(graph.edited[0], f"cancelled_{name}")
     node = getattr(graph, name)
@@ -56,6 +59,6 @@ def test_cancel_stops_within_one_step(server, name):
 
 
 def test_after_a_cancelled_run_the_next_one_is_whole(server):
-    graph = Editing(steps=3)
+    graph = Editing(steps=2)
     saved = graph.save(graph.edit()[0], "after")
     assert server.run(graph)["outputs"][saved.id]["latents"]

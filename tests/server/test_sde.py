@@ -2,14 +2,14 @@
 
 import io
 
-import pytest
 import torch
-from palimpsest.tests.server.graphs import Painting, relative, saved, told
+from palimpsest.tests.server.graphs import INPAINT, STRENGTH, WALK, Painting, relative, saved, told
 from palimpsest.tests.server.pictures import as_tensor
 from palimpsest.tests.server.test_running import HEADER, PREVIEW
 from PIL import Image
 
-STEPS = 3  # t0 0.6 of 5
+STEPS = int(WALK["t0"] * WALK["steps"])
+DOWN = STRENGTH["steps"]  # of SDEdit and its noise
 
 
 def latents(server, graph, *nodes):
@@ -22,22 +22,22 @@ def latents(server, graph, *nodes):
 # --- Cycle-SDE, DiffEdit, Inpaint
 
 
-@pytest.mark.parametrize(("process", "rows"), [("sde", 0), ("ode", STEPS)])
-def test_an_unedited_picture_comes_back_number_for_number(server, process, rows):
+def test_an_unedited_picture_comes_back_number_for_number(server):
     graph = Painting()
-    same = graph.cycle(target=graph.source[0], source_cfg=3.0, process=process)
-    entry, latent, origin = latents(server, graph, same, graph.encoded)
-    assert torch.equal(latent, origin)
-    assert told(entry, same).startswith(f"{STEPS} steps, {rows} UNet rows")
+    same = {"target": graph.source[0], "source_cfg": 3.0}
+    sde, ode = (graph.cycle(process=process, **same) for process in ("sde", "ode"))
+    entry, *pictures, origin = latents(server, graph, sde, ode, graph.encoded)
+    assert all(torch.equal(latent, origin) for latent in pictures)
+    assert told(entry, sde).startswith(f"{STEPS} steps, 0 UNet rows")
+    assert told(entry, ode).startswith(f"{STEPS} steps, {STEPS} UNet rows")
 
 
 def test_a_picture_is_edited_and_edited_again_along_the_same_noise(server):
     graph = Painting(batch=2)
     first = graph.cycle(mask=graph.scene[1])
-    entry, edited, origin = latents(server, graph, first, graph.encoded)
     again = graph.cycle(mask=graph.scene[1], trajectory=first[1])
     del again.inputs["latent"]
-    entry, second = latents(server, graph, again)
+    entry, edited, second, origin = latents(server, graph, first, again, graph.encoded)
     assert told(entry, again).startswith(f"{STEPS} steps, {2 * 2 * STEPS} UNet rows")
     assert torch.equal(second, edited)
     same = (edited == origin).all(1)
@@ -58,36 +58,41 @@ def test_diffedit_gives_the_mask_that_it_painted_in(server):
     assert f"mask: {float(found.float().mean()):.0%} of the picture" in told(entry, edit)
 
 
-@pytest.mark.parametrize(("process", "order"), [("sde", "1"), ("ode", "2")])
-def test_inpaint_paints_in_the_mask_alone(server, process, order):
+def test_inpaint_paints_in_the_mask_alone(server):
     graph = Painting()
-    painted = graph.inpaint(process=process, order=order)
-    entry, latent, origin = latents(server, graph, painted, graph.encoded)
-    assert told(entry, painted).startswith(f"3 steps, {2 * 3} UNet rows")
-    same = (latent == origin).all(1)[0]
-    assert 0.3 < same.float().mean() < 0.95 and same[0].all()
-    assert bool(torch.isfinite(latent).all())
+    ways = ({"process": "sde", "order": "1"}, {"process": "ode", "order": "2"})
+    nodes = [graph.inpaint(**way) for way in ways]
+    entry, *painted, origin = latents(server, graph, *nodes, graph.encoded)
+    steps = INPAINT["steps"]
+    for node, latent in zip(nodes, painted, strict=True):
+        assert told(entry, node).startswith(f"{steps} steps, {2 * steps} UNet rows")
+        same = (latent == origin).all(1)[0]
+        assert 0.3 < same.float().mean() < 0.95 and same[0].all()
+        assert bool(torch.isfinite(latent).all())
 
 
-@pytest.mark.parametrize("name", ["cycle", "diffedit", "sdedit", "inpaint"])
-def test_a_seed_gives_the_same_bits_in_another_run(server, name):
-    runs = []
-    for seed in (1, 1, 2):
-        graph = Painting()
-        if runs:  # other wires and the same numbers: nothing comes from the cache
-            graph.encoded = graph.add("RepeatLatentBatch", samples=graph.encoded[0], amount=1)
-        entry, latent = latents(server, graph, getattr(graph, name)(seed=seed))
-        assert server.rows(entry) > 0
-        runs.append(latent)
-    assert torch.equal(runs[0], runs[1])
-    assert relative(runs[2], runs[0]) > 1e-3
+def test_a_seed_gives_the_same_bits_in_another_run(server):
+    def painted(graph, seed):
+        kinds = (graph.cycle, graph.diffedit, graph.sdedit, graph.inpaint)
+        return [kind(seed=seed) for kind in kinds]
+
+    graph = Painting()
+    _, *first = latents(server, graph, *painted(graph, 1))
+    graph = Painting()  # other wires and the same numbers: nothing comes from the cache
+    graph.encoded = graph.add("RepeatLatentBatch", samples=graph.encoded[0], amount=1)
+    again, others = painted(graph, 1), painted(graph, 2)
+    entry, *found = latents(server, graph, *again, *others)
+    assert all(entry["outputs"][node.id]["rows"][0] > 0 for node in again)
+    for before, same, other in zip(first, found[:4], found[4:], strict=True):
+        assert torch.equal(before, same)
+        assert relative(other, before) > 1e-3
 
 
 def test_all_of_the_schedule_may_be_walked(server):
     graph = Painting()
-    edited = graph.cycle(t0=1.0)
+    edited = graph.cycle(steps=2, t0=1.0)
     entry, latent, origin = latents(server, graph, edited, graph.encoded)
-    assert told(entry, edited).startswith("5 steps, 15 UNet rows")
+    assert told(entry, edited).startswith("2 steps, 6 UNet rows")
     assert bool(torch.isfinite(latent).all()) and relative(latent, origin) > 1e-2
 
 
@@ -98,19 +103,19 @@ def test_sdedit_says_where_it_began(server):
     graph = Painting(batch=2)
     painted = graph.sdedit(mask=graph.scene[1], repeats=2)
     entry, latent, origin = latents(server, graph, painted, graph.encoded)
-    assert told(entry, painted).startswith(f"3 steps, {2 * 2 * 2 * 3} UNet rows")
+    assert told(entry, painted).startswith(f"{DOWN} steps, {2 * 2 * 2 * DOWN} UNet rows")
     assert told(entry, painted).endswith("from sigma 3.42")
     same = (latent == origin).all(1)
     assert same[:, 0].all() and not same.all()
 
 
 def test_a_noised_guide_is_painted_by_cores_sampler_as_by_sdedit(server):
-    """The same noise down the ODE; rounding of three guided steps goes through the network."""
+    """The same noise down the ODE; rounding of some guided steps goes through the network."""
     graph = Painting()
     noised = graph.noised()
     core, ours = graph.finish(noised[0], noised[1]), graph.sdedit(eta=0.0)
     entry, by_core, by_us, origin = latents(server, graph, core, ours, graph.encoded)
-    assert told(entry, noised) == "sigma 3.42, 3 steps"
+    assert told(entry, noised) == f"sigma 3.42, {DOWN} steps"
     assert relative(by_core, by_us) < 1e-4
     assert relative(by_core, origin) > 1e-2
 
@@ -124,8 +129,9 @@ def test_a_noised_guide_enters_the_advanced_sampler(server):
         "negative": graph.negative[0],
         "latent_image": noised[0],
     }
-    schedule = {"steps": 6, "start_at_step": 3, "end_at_step": 10000, "scheduler": "normal"}
+    schedule = {"steps": 2 * DOWN, "start_at_step": DOWN, "end_at_step": 10000}
     wishes = {
+        "scheduler": "normal",
         "add_noise": "disable",
         "noise_seed": 0,
         "cfg": 3.0,
@@ -216,23 +222,22 @@ def test_a_dragged_batch_is_a_batch_at_every_step(server):
 
 
 def test_a_drag_is_the_same_in_another_run(server):
-    runs = []
-    for seed in (1, 1, 2):
-        graph = Painting()
-        image = graph.scene[0]
-        if runs:  # another wire, the same picture: nothing comes from the cache
-            image = graph.add("RepeatImageBatch", image=image, amount=1)[0]
-        entry, latent = latents(server, graph, graph.drag(seed=seed, image=image, stride=3))
-        assert server.rows(entry) > 0
-        runs.append(latent)
-    assert torch.equal(runs[0], runs[1])
-    assert relative(runs[2], runs[0]) > 1e-3
+    graph = Painting()
+    _, first = latents(server, graph, graph.drag(stride=3))
+    graph = Painting()  # another wire, the same picture: nothing comes from the cache
+    image = graph.add("RepeatImageBatch", image=graph.scene[0], amount=1)[0]
+    again, other = (graph.drag(seed=seed, image=image, stride=3) for seed in (1, 2))
+    entry, same, different = latents(server, graph, again, other)
+    assert entry["outputs"][again.id]["rows"][0] > 0
+    assert torch.equal(first, same)
+    assert relative(different, first) > 1e-3
 
 
 def test_a_cancelled_drag_keeps_its_last_step(server):
     graph = Painting()
-    points = graph.points([[[30, 60], [94, 60]]])
-    drag = graph.drag(points)  # eight drag steps
+    points = graph.points([[[30, 60], [70, 60]]])
+    steps = 5  # of 8 pixels each
+    drag = graph.drag(points)
     frames = graph.show(drag[1], "whole")
     folder = server.base / "output" / "palimpsest"
     before = set(folder.glob("*.png"))
@@ -251,11 +256,11 @@ def test_a_cancelled_drag_keeps_its_last_step(server):
     ((image,), (text,)) = outputs[-1]["images"], outputs[-1]["palimpsest_text"]
     assert (image["filename"], image["subfolder"]) == (kept.name, "palimpsest")
     done = int(text.split()[2])
-    assert text == f"cancelled after {done} of 8 drag steps; kept as {kept.name}"
-    assert 1 <= done < 8
+    assert text == f"cancelled after {done} of {steps} drag steps; kept as {kept.name}"
+    assert 1 <= done < steps
     entry = server.run(graph)  # and the next run is whole
     path = [as_tensor(picture) for picture in server.images(entry, frames.id)]
-    assert len(path) == 8 + 1
+    assert len(path) == steps + 1
     # Core's SaveImage cuts a picture's numbers to bytes, where ours rounds them.
     difference = (as_tensor(Image.open(kept)) - path[done]).abs()
     assert float(difference.max()) < 1.5 / 255

@@ -6,7 +6,7 @@ import pytest
 import torch
 from palimpsest.tests.server.graphs import Editing, relative, saved, told
 
-STEPS = 4
+STEPS = 3
 
 
 def keep(server, **invert):
@@ -24,30 +24,36 @@ def file(server):
     return "kept/cat_00001.safetensors"
 
 
-def edited_along(server, trajectory_of):
-    """The latents of an edit along a graph's own trajectory, and along `trajectory_of(graph)`."""
-    graph = Editing(steps=STEPS)
-    kept = [
-        graph.save(graph.edit(trajectory=wire)[0], "along")
-        for wire in (graph.inverted[0], trajectory_of(graph))
-    ]
-    entry = server.run(graph)
-    return [saved(server, entry, node) for node in kept]
+def load(graph, name):
+    return graph.add("PalimpsestLoadTrajectory", file=name)[0]
 
 
-def load(name):
-    return lambda graph: graph.add("PalimpsestLoadTrajectory", file=name)[0]
-
-
-def test_a_trajectory_from_the_output_folder_edits_as_the_one_that_was_saved(server, file):
-    own, loaded = edited_along(server, load(f"{file} [output]"))
-    assert torch.equal(own, loaded)
-
-
-def test_a_trajectory_from_the_input_folder_does_too(server, file):
+@pytest.fixture(scope="module")
+def along(server, file):
+    """Latents of one edit along a trajectory, and along what came of it by other ways."""
     shutil.copy(server.base / "output" / file, server.base / "input" / "brought.safetensors")
-    own, loaded = edited_along(server, load("brought.safetensors"))
-    assert torch.equal(own, loaded)
+    graph = Editing(steps=STEPS)
+    graph.words.inputs["self_window"] = 1.0  # the edit sees every stage
+    opened = graph.add("PalimpsestTrajectoryToLatents", trajectory=graph.inverted[0])
+    wires = {"latents": opened[0], "sigmas": opened[1]}
+    back = graph.add("PalimpsestLatentsToTrajectory", model=graph.model[0], **wires)
+    trajectories = {
+        "own": graph.inverted[0],
+        "output": load(graph, f"{file} [output]"),
+        "input": load(graph, "brought.safetensors"),
+        "latents": back[0],
+    }
+    kept = {
+        name: graph.save(graph.edit(trajectory=wire)[0], "along")
+        for name, wire in trajectories.items()
+    }
+    entry = server.run(graph)
+    return {name: saved(server, entry, node) for name, node in kept.items()}
+
+
+@pytest.mark.parametrize("folder", ["output", "input"])
+def test_a_trajectory_from_a_folder_edits_as_the_one_that_was_saved(along, folder):
+    assert torch.equal(along["own"], along[folder])
 
 
 def test_both_folders_are_offered(server, file):
@@ -61,7 +67,7 @@ def test_a_changed_file_is_read_again(server, file):
     copy = source.with_name("changing.safetensors")
     shutil.copy(source, copy)
     graph = Editing(steps=STEPS)
-    wire = load("kept/changing.safetensors [output]")(graph)
+    wire = load(graph, "kept/changing.safetensors [output]")
     graph.save(graph.edit(trajectory=wire)[0], "changing")
     assert server.rows(server.run(graph)) > 0
     assert server.rows(server.run(graph)) == 0
@@ -71,19 +77,13 @@ def test_a_changed_file_is_read_again(server, file):
 
 def test_saving_again_overwrites_nothing(server, file):
     before = (server.base / "output" / file).read_bytes()
-    assert keep(server, steps=STEPS + 1) == "saved as cat_00002.safetensors"
+    assert keep(server, steps=1) == "saved as cat_00002.safetensors"
     assert (server.base / "output" / file).read_bytes() == before
     assert not list((server.base / "output").rglob("*.part"))
 
 
-def test_latents_and_back_is_the_same_trajectory(server):
-    def there_and_back(graph):
-        opened = graph.add("PalimpsestTrajectoryToLatents", trajectory=graph.inverted[0])
-        wires = {"latents": opened[0], "sigmas": opened[1]}
-        return graph.add("PalimpsestLatentsToTrajectory", model=graph.model[0], **wires)[0]
-
-    own, other = edited_along(server, there_and_back)
-    assert relative(other, own) < 1e-5
+def test_latents_and_back_is_the_same_trajectory(along):
+    assert relative(along["latents"], along["own"]) < 1e-5
 
 
 def test_the_latents_are_the_stages_with_the_picture_first(server):
@@ -98,11 +98,13 @@ def test_the_latents_are_the_stages_with_the_picture_first(server):
     assert torch.equal(stages[-2:], start)
 
 
-@pytest.mark.parametrize(("frames", "shown"), [(3, 3), (8, STEPS + 1)])
-def test_a_filmstrip_holds_the_frames_side_by_side(server, frames, shown):
-    graph = Editing(steps=STEPS, width=192, height=128, batch=2)
+def test_a_filmstrip_holds_the_frames_side_by_side(server):
+    width, height, batch = 128, 64, 2
+    graph = Editing(steps=STEPS, width=width, height=height, batch=batch)
     wires = {"trajectory": graph.inverted[0], "vae": graph.model[2]}
-    strip = graph.add("PalimpsestPreviewTrajectory", frames=frames, **wires)
+    asked = {frames: min(frames, STEPS + 1) for frames in (3, 8)}
+    strips = [graph.add("PalimpsestPreviewTrajectory", frames=n, **wires) for n in asked]
     entry = server.run(graph)
-    sizes = [picture.size for picture in server.images(entry, strip.id)]
-    assert sizes == [(shown * 192, 128)] * 2
+    for strip, shown in zip(strips, asked.values(), strict=True):
+        sizes = [picture.size for picture in server.images(entry, strip.id)]
+        assert sizes == [(shown * width, height)] * batch
