@@ -4,9 +4,17 @@ from palimpsest.dev import use_comfy
 
 use_comfy()
 
+import gc
+
 import pytest
 import torch
 from palimpsest.tests.host import agree, tiny
+
+
+def pytest_collection_finish():
+    """Core collects all garbage whenever a model was dropped: spare it what the imports made."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Every shape of latent that core's samplers take: other cells, a frame more, or many frames."""
 
+from functools import cache, partial
+
 import comfy.latent_formats
 import comfy.nested_tensor
 import comfy.sample
@@ -51,12 +53,19 @@ NETWORK = 1e-5
 SOURCE, TARGET, EMPTY = (flow.prompt(seed) for seed in (1, 2, 3))
 
 
+@cache
+def made_once(make):
+    """A network of random weights, which every test leaves as it was."""
+    with torch.inference_mode():
+        return make()
+
+
 class Shaped:
     """A model, its VAE, and a latent that is its own."""
 
     def __init__(self, kind):
         make, make_vae, self.frames, self.pictures = KINDS[kind]
-        self.model, self.make_vae = make(), make_vae
+        self.model, self.make_vae = made_once(make), partial(made_once, make_vae)
         self.cell = cell_size(self.model)
         self.samples = shapes.latent_for(self.model, frames=self.frames)
         self.latent = {"samples": self.samples}

@@ -91,38 +91,43 @@ def controlled(monkeypatch):
     return use
 
 
-@every_toy
-def test_both_hosts_make_the_same_of_a_control(sd1, sd1_folder, controlled, toy):
-    controlled(toy)
-    setting = agree.Setting(latent_for(sd1))
+def in_comfyui(sd1, control=True):
+    return agree.in_comfy(sd1, agree.Setting(latent_for(sd1), control=control))
+
+
+def in_diffusers(sd1, folder, control=True):
+    setting = agree.Setting(latent_for(sd1), control=control)
     sigmas = schedule(sd1.model, "simple", setting.steps, setting.strength)
     scale = sd1.model.model.latent_format.scale_factor
-    ours, _, rows = agree.in_comfy(sd1, setting)
-    theirs, _, their_rows = agree.in_diffusers(sd1_folder, setting, sigmas, scale)
+    return agree.in_diffusers(folder, setting, sigmas, scale)
+
+
+@pytest.fixture(scope="module")
+def free(sd1, sd1_folder):
+    """The edit without a control, in ComfyUI and in diffusers."""
+    with torch.inference_mode():
+        return in_comfyui(sd1, False)[0], in_diffusers(sd1, sd1_folder, False)[0]
+
+
+@every_toy
+def test_both_hosts_make_the_same_of_a_control_and_run_only_the_rows_that_it_reads(
+    sd1, sd1_folder, controlled, free, toy
+):
+    controlled(toy)
+    ours, _, rows = in_comfyui(sd1)
+    theirs, _, their_rows = in_diffusers(sd1, sd1_folder)
     assert relative(ours, theirs) < HOSTS
     assert rows == their_rows
-    free, *_ = agree.in_comfy(sd1, replace(setting, control=False))
-    assert relative(ours, free) > 10 * HOSTS
-
-
-@every_toy
-def test_only_the_rows_that_are_read_are_run(sd1, controlled, toy):
-    controlled(toy)
-    *_, (_, rows) = agree.in_comfy(sd1, agree.Setting(latent_for(sd1)))
+    assert relative(ours, free[0]) > 10 * HOSTS
     read = {source for _, source in toy.roles}
-    assert rows == 2 * STEPS + len(read) * toy.end
+    assert rows[1] == 2 * STEPS + len(read) * toy.end
 
 
 @every_toy
-def test_a_control_that_makes_nothing_of_it_changes_nothing(sd1, sd1_folder, controlled, toy):
+def test_a_control_that_makes_nothing_of_it_changes_nothing(sd1, sd1_folder, controlled, free, toy):
     controlled(replace(toy, takes="own"))
-    setting = agree.Setting(latent_for(sd1))
-    sigmas = schedule(sd1.model, "simple", setting.steps, setting.strength)
-    scale = sd1.model.model.latent_format.scale_factor
-    free = replace(setting, control=False)
-    assert relative(agree.in_comfy(sd1, setting)[0], agree.in_comfy(sd1, free)[0]) < SAME
-    ours, plain = (agree.in_diffusers(sd1_folder, s, sigmas, scale)[0] for s in (setting, free))
-    assert relative(ours, plain) < SAME
+    assert relative(in_comfyui(sd1)[0], free[0]) < SAME
+    assert relative(in_diffusers(sd1, sd1_folder)[0], free[1]) < SAME
 
 
 def test_the_network_is_left_as_it_was(sd1, sd1_folder, controlled):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from palimpsest.hosts.comfy.edits.edit import edit
@@ -22,9 +24,16 @@ def relative(a, b):
 pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
-@pytest.mark.parametrize("kind", ["sd1_folder", "sd2_folder", "sdxl_folder"])
 @pytest.mark.parametrize(
-    "correction", [DIRECT_INVERSION, UNCORRECTED, ADD_SOURCE], ids=["direct", "none", "add"]
+    ("kind", "correction"),
+    [
+        ("sd1_folder", DIRECT_INVERSION),
+        ("sd1_folder", UNCORRECTED),
+        ("sd1_folder", ADD_SOURCE),
+        ("sd2_folder", DIRECT_INVERSION),
+        ("sdxl_folder", UNCORRECTED),
+    ],
+    ids=["sd1-direct", "sd1-none", "sd1-add", "sd2-direct", "sdxl-none"],
 )
 def test_both_hosts_make_the_same_edit(kind, correction, request):
     folder = request.getfixturevalue(kind)
@@ -32,16 +41,15 @@ def test_both_hosts_make_the_same_edit(kind, correction, request):
     setting = agree.Setting(latent_for(loaded), correction=correction)
     sigmas = schedule(loaded.model, "simple", setting.steps, setting.strength)
     scale = loaded.model.model.latent_format.scale_factor
-    ours = agree.in_comfy(loaded, setting)
+    made, inverted = agree.request(loaded, setting)
+    latent, source, spent = edit(made)
     theirs = agree.in_diffusers(folder, setting, sigmas, scale)
-    assert ours[2] == theirs[2]
-    assert relative(ours[0], theirs[0]) < HOSTS_AGREE
-    assert relative(ours[1], theirs[1]) < HOSTS_AGREE
+    assert (inverted.rows, spent.rows) == theirs[2]
+    assert relative(latent, theirs[0]) < HOSTS_AGREE
+    assert relative(source, theirs[1]) < HOSTS_AGREE
     # The control does something on this model, or agreeing about it would say nothing.
-    free = agree.in_comfy(
-        loaded, agree.Setting(setting.latent, correction=correction, control=False)
-    )
-    assert relative(free[0], ours[0]) > 30 * HOSTS_AGREE
+    free, _, _ = edit(replace(made, control=None))
+    assert relative(free, latent) > 30 * HOSTS_AGREE
 
 
 def test_the_reconstruction_is_the_input_bit_for_bit_and_costs_nothing(sd1):
@@ -61,9 +69,9 @@ def test_without_correction_the_source_drifts(sd1):
 
 def test_a_partial_correction_lies_between(sd1):
     latent = latent_for(sd1)
+    made, _ = agree.request(sd1, agree.Setting(latent))
     drifts = [
-        relative(agree.in_comfy(sd1, agree.Setting(latent, correction=Correction(s)))[1], latent)
-        for s in (0.0, 0.9, 1.0)
+        relative(edit(replace(made, correction=Correction(s)))[1], latent) for s in (0.0, 0.9, 1.0)
     ]
     assert drifts[0] > drifts[1] > drifts[2] == 0
 

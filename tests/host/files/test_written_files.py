@@ -50,22 +50,20 @@ def small():
     return Trajectory(latents, levels, latents[0].clone(), Recipe("ddim"))
 
 
-#: Saves one trajectory of 64 MB after the other until it is killed.
+#: Saves one trajectory of 64 MB after the other until it is killed, as `save_trajectory` does it.
 SAVING = """
 import runpy, sys
-dev = runpy.run_path({dev!r})
-dev["load_package"]()
-dev["use_comfy"]()
+from pathlib import Path
+runpy.run_path({dev!r})["load_package"]()
 import torch
-import folder_paths
-folder_paths.set_output_directory({output!r})
-from palimpsest.hosts.comfy.files.trajectories import save_trajectory
+from palimpsest.hosts.comfy.files.numbered import write_tensors
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
+from palimpsest.pipelines.trajectory_file import to_tensors
 latents = torch.randn(16, 1, 4, 512, 512)
 made = Trajectory(latents, torch.arange(16).double(), latents[0].clone(), Recipe("ddim"))
 print("ready", flush=True)
 while True:
-    save_trajectory(made, "kept/cat")
+    write_tensors(Path({output!r}) / "kept" / "cat", *to_tensors(made), "The trajectory")
 """
 
 
@@ -80,6 +78,7 @@ def killed_while_saving(output):
             names = {name for _, _, names in os.walk(output) for name in names}
             if "cat_00001.safetensors" in names and len(names) > 1:
                 break
+            time.sleep(0.001)
     finally:
         process.kill()
     assert process.wait() == -signal.SIGKILL

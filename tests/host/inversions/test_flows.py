@@ -199,11 +199,17 @@ def test_cores_sampler_starts_where_the_inversion_ended(model, way, strength):
     assert relative(seen[0], trajectory.start * (1 - t)) < (1e-5 if strength < 1 else 1e-4)
 
 
+@pytest.fixture(scope="module")
+def refined(model):
+    """The picture inverted without refinement and with much of it."""
+    with torch.inference_mode():
+        return {n: invert(model, "ddim", strength=0.6, refinement=n)[0] for n in (0, 30)}
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_a_refined_inversion_comes_back_through_cores_euler(model, way):
+def test_a_refined_inversion_comes_back_through_cores_euler(model, refined, way):
     errors = {}
-    for refinement in (0, 30):
-        trajectory, _ = invert(model, "ddim", strength=0.6, refinement=refinement)
+    for refinement, trajectory in refined.items():
         back = by_core(model, *handed_over(model, trajectory, way), trajectory.falling_sigmas)
         errors[refinement] = relative(back, trajectory.origin)
     # 4 refinements of these random networks leave 1 to 2 %, 12 some 1e-4.

@@ -110,21 +110,30 @@ def in_diffusers(folder, wish, sigmas, scale):
     return edited.latent / scale, edited.source / scale, (inverted, rows.rows - inverted)
 
 
-@pytest.mark.parametrize("kind", ["sd1_folder", "sd2_folder", "sdxl_folder"])
+WISHES = {
+    "published": {},
+    "direct": {"correction": DIRECT_INVERSION},
+    "interpolation": {"interpolation": 0.4},
+    "proximal": {"proximal": STRONG},
+    "soft-direct": {
+        "proximal": replace(STRONG, threshold="soft", pull=0.0),
+        "correction": DIRECT_INVERSION,
+    },
+    "fixed-add-target": {"proximal": replace(STRONG, fixed=0.02), "correction": ADD_TARGET},
+}
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("kind", "wish"),
     [
-        {},
-        {"correction": DIRECT_INVERSION},
-        {"interpolation": 0.4},
-        {"proximal": STRONG},
-        {"proximal": replace(STRONG, threshold="soft", pull=0.0), "correction": DIRECT_INVERSION},
-        {"proximal": replace(STRONG, fixed=0.02), "correction": ADD_TARGET},
+        *(("sd1_folder", name) for name in WISHES),
+        ("sd2_folder", "soft-direct"),
+        ("sdxl_folder", "published"),
+        ("sdxl_folder", "interpolation"),
     ],
-    ids=["published", "direct", "interpolation", "proximal", "soft-direct", "fixed-add-target"],
 )
-def test_both_hosts_make_the_same_edit(kind, changes, request):
-    folder = request.getfixturevalue(kind)
+def test_both_hosts_make_the_same_edit(kind, wish, request):
+    folder, changes = request.getfixturevalue(kind), WISHES[wish]
     loaded = agree.in_comfyui(folder)
     wish = Wish(latent_for(loaded), **changes)
     sigmas = schedule(loaded.model, "simple", 4, 0.35)
@@ -244,11 +253,12 @@ def test_both_ends_of_the_threshold(sd1, family):
         wish = Wish(latent_for(sd1), proximal=proximal, cfg=cfg, control=False)
         return edit(wired(sd1, wish)[0])[0]
 
+    without, guided = run(0.0), run(3.0)
     for name in ("hard", "soft"):
         nothing, everything = (Proximal(name, fixed=lam, pull=0.0) for lam in (1e-9, 1e9))
-        assert relative(run(3.0, nothing), run(3.0)) < 1e-4
-        assert relative(run(3.0, everything), run(0.0)) < 1e-4
-    assert relative(run(0.0), run(3.0)) > 0.01
+        assert relative(run(3.0, nothing), guided) < 1e-4
+        assert relative(run(3.0, everything), without) < 1e-4
+    assert relative(without, guided) > 0.01
 
 
 def test_what_other_nodes_do_after_guidance_still_takes_effect(sd1):

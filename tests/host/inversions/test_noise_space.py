@@ -85,11 +85,19 @@ def request(loaded, trajectory, target=TARGET, control=False, **changes):
 # --- one method, two hosts
 
 
-@every_space
-@pytest.mark.parametrize("control", [False, True], ids=["prompt alone", "control"])
-@pytest.mark.parametrize("kind", ["sd1_folder", "sd2_folder", "sdxl_folder"])
+@pytest.mark.parametrize(
+    ("kind", "control", "space"),
+    [
+        ("sd1_folder", False, "edit friendly"),
+        ("sd1_folder", False, "cyclediffusion"),
+        ("sd1_folder", True, "edit friendly"),
+        ("sd1_folder", True, "cyclediffusion"),
+        ("sd2_folder", True, "cyclediffusion"),
+        ("sdxl_folder", True, "edit friendly"),
+    ],
+)
 def test_both_hosts_make_the_same_edit(kind, control, space, request_of):
-    folder = request_of(kind)
+    folder, space = request_of(kind), SPACES[space]
     loaded, other = agree.in_comfyui(folder), agree.headless(folder)
     trajectory, inverted = invert(loaded, space, source_cfg=2.0)
     ours, kept, spent = edit(request(loaded, trajectory, control=control))
@@ -165,22 +173,34 @@ def test_an_edit_is_the_published_step_with_recorded_noise(sd1_folder, space):
 # --- nothing edited
 
 
-def in_dtype(folder, dtype, monkeypatch):
+@pytest.fixture(scope="module", params=DTYPES.values(), ids=DTYPES)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def in_dtype(sd1_folder, dtype):
+    """The tiny SD 1, loaded as a start of ComfyUI with `--fp16-unet` or `--bf16-unet` would."""
     flag = {torch.float16: "fp16_unet", torch.bfloat16: "bf16_unet"}.get(dtype)
-    if flag:
-        monkeypatch.setattr(comfy.cli_args.args, flag, True)
-    return load_folder(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        if flag:
+            patch.setattr(comfy.cli_args.args, flag, True)
+        return load_folder(sd1_folder)
+
+
+@pytest.fixture(scope="module")
+def headless_in_dtype(sd1_folder, dtype):
+    model = diffusers_host.load_folder(sd1_folder)
+    model.unet.unet.to(dtype)
+    return model
 
 
 @every_space
 @pytest.mark.parametrize("cfg", [1.0, CFG])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_an_unedited_batch_comes_back_bit_for_bit_at_no_row(
-    sd1_folder, dtype, cfg, space, monkeypatch
-):
-    loaded = in_dtype(sd1_folder, DTYPES[dtype], monkeypatch)
-    assert loaded.model.model.get_dtype() == DTYPES[dtype]
-    samples = latent_for(loaded, 8, 6, batch=2).to(DTYPES[dtype])
+def test_an_unedited_batch_comes_back_bit_for_bit_at_no_row(in_dtype, dtype, cfg, space):
+    loaded = in_dtype
+    assert loaded.model.model.get_dtype() == dtype
+    samples = latent_for(loaded, 8, 6, batch=2).to(dtype)
     trajectory, _ = invert(loaded, space, source_cfg=cfg, samples=samples)
     latent, kept, spent = edit(request(loaded, trajectory, SOURCE, cfg=cfg))
     assert torch.equal(latent.to(samples), samples)
@@ -190,12 +210,10 @@ def test_an_unedited_batch_comes_back_bit_for_bit_at_no_row(
 
 @every_space
 @pytest.mark.parametrize("cfg", [1.0, CFG])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_headless_as_well(sd1_folder, dtype, cfg, space):
-    model = diffusers_host.load_folder(sd1_folder)
-    model.unet.unet.to(DTYPES[dtype])
+def test_headless_as_well(headless_in_dtype, dtype, cfg, space):
+    model = headless_in_dtype
     source, empty = (model.prompt(text, size=(64, 64)) for text in (SOURCE, ""))
-    x0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2)).to(DTYPES[dtype])
+    x0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2)).to(dtype)
     sigmas, rows = model.unet.ddim_sigmas(10)[: STEPS + 1], RowCount()
     wishes = {"negative": empty, "source_cfg": cfg}
     trajectory = invert_headless(model.unet, space, x0, source, sigmas, **wishes)

@@ -10,9 +10,7 @@ from palimpsest.hosts.comfy.edits.edit import EditRequest, edit
 from palimpsest.hosts.comfy.edits.guider import EditGuider
 from palimpsest.hosts.comfy.inversions.null_text import invert_null_text
 from palimpsest.hosts.comfy.inversions.picture import Picture
-from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.comfy.schedules import schedule
-from palimpsest.hosts.diffusers import folder as diffusers_host
 from palimpsest.hosts.diffusers.null_text import invert_null_text as invert_headless
 from palimpsest.pipelines.correction import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.denoiser import RowCount
@@ -26,7 +24,8 @@ from palimpsest.tests.host.flow import make_flux, prompt
 
 FEATURE = "Invert (Null-text)"
 STEPS, CFG = 3, 3.0
-SETTINGS = NullText(CFG, inner_steps=3, epsilon=0.0)
+INNER = 2
+SETTINGS = NullText(CFG, inner_steps=INNER, epsilon=0.0)
 
 
 pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
@@ -56,22 +55,36 @@ def edit_of(loaded, trajectory, target=agree.TARGET, correction=DIRECT_INVERSION
     )
 
 
+@pytest.fixture(scope="module")
+def learned(sd1):
+    """What is learned of the picture: the trajectory, what it cost, and how near it came."""
+    with torch.inference_mode():
+        return invert_null_text(picture_of(sd1), SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def untouched(sd1):
+    """The same without a step of learning."""
+    with torch.inference_mode():
+        return invert_null_text(picture_of(sd1), replace(SETTINGS, inner_steps=0))
+
+
 @pytest.mark.parametrize("kind", ["sd1_folder", "sd2_folder", "sdxl_folder"])
 def test_both_hosts_learn_the_same(kind, request):
     folder = request.getfixturevalue(kind)
-    loaded = load_folder(folder)
+    loaded = agree.in_comfyui(folder)
     picture = picture_of(loaded)
     ours, spent, learned = invert_null_text(picture, SETTINGS)
     scale = loaded.model.model.latent_format.scale_factor
     with torch.inference_mode(False):
-        model = diffusers_host.load_folder(folder)
+        model = agree.headless(folder)
         size = tuple(8 * n for n in picture.samples.shape[-2:])
         source, empty = (model.prompt(t, size=size) for t in (agree.SOURCE, ""))
         sigmas, rows = picture.levels.flip(0).double().clone(), RowCount()
         x0 = picture.samples.clone() * scale
         theirs, fitted = invert_headless(model.unet, x0, source, empty, sigmas, SETTINGS, rows=rows)
-    assert spent.rows == rows.rows == ours.recipe.rows == STEPS * (1 + 1 + 3 + 1)
-    assert learned.inner_steps == fitted.inner_steps == 3 * STEPS
+    assert spent.rows == rows.rows == ours.recipe.rows == STEPS * (1 + 1 + INNER + 1)
+    assert learned.inner_steps == fitted.inner_steps == INNER * STEPS
     assert relative(ours.latents, theirs.latents) < 1e-3
     assert relative(ours.image, theirs.image) < 1e-6
     assert torch.equal(ours.origin, picture.samples)
@@ -82,8 +95,8 @@ def test_both_hosts_learn_the_same(kind, request):
     assert not model.unet.unet.is_gradient_checkpointing
 
 
-def test_the_path_is_what_the_source_walks_under_its_embeddings(sd1):
-    trajectory, _, _ = invert_null_text(picture_of(sd1), SETTINGS)
+def test_the_path_is_what_the_source_walks_under_its_embeddings(sd1, learned):
+    trajectory, _, _ = learned
     made = edit_of(sd1, trajectory, correction=UNCORRECTED)
     _, source, _ = edit(made)
     ends = trajectory.in_host_scale(trajectory.latents[0])
@@ -93,18 +106,18 @@ def test_the_path_is_what_the_source_walks_under_its_embeddings(sd1):
     assert relative(edit(replace(made, trajectory=plain))[1], ends) > 1e-3
 
 
-def test_the_edit_of_what_is_there_already_is_the_path(sd1):
-    trajectory, _, _ = invert_null_text(picture_of(sd1), SETTINGS)
+def test_the_edit_of_what_is_there_already_is_the_path(sd1, learned):
+    trajectory, _, _ = learned
     latent, _, _ = edit(edit_of(sd1, trajectory, target=agree.SOURCE))
     assert relative(latent, trajectory.in_host_scale(trajectory.latents[0])) < 1e-4
     assert relative(latent, trajectory.origin) < 0.5
 
 
-def test_the_variants_differ_in_what_the_target_reads(sd1):
+def test_the_variants_differ_in_what_the_target_reads(sd1, learned):
     picture = picture_of(sd1)
-    made = {
+    made = {"null-text": learned[0]} | {
         variant: invert_null_text(picture, SETTINGS, variant=variant)[0]
-        for variant in ("null-text", "source only", "null-latent")
+        for variant in ("source only", "null-latent")
     }
     paths = [t.latents for t in made.values()]
     assert torch.equal(paths[0], paths[1]) and torch.equal(paths[0], paths[2])
@@ -116,8 +129,8 @@ def test_the_variants_differ_in_what_the_target_reads(sd1):
     edit(edit_of(sd1, made["null-latent"], cfg=2.0))
 
 
-def test_an_edit_at_another_cfg_is_refused(sd1):
-    trajectory, _, _ = invert_null_text(picture_of(sd1), replace(SETTINGS, inner_steps=1))
+def test_an_edit_at_another_cfg_is_refused(sd1, learned):
+    trajectory, _, _ = learned
     sentence = "was learned at cfg 3, the edit's cfg is 7.5: set it to 3 too"
     with pytest.raises(PalimpsestError, match=sentence):
         edit(edit_of(sd1, trajectory, cfg=7.5))
@@ -136,11 +149,10 @@ def test_a_file_keeps_all_that_the_edit_needs(sd1):
     assert torch.equal(edit(edit_of(sd1, back))[0], edit(edit_of(sd1, trajectory))[0])
 
 
-def test_the_same_picture_twice_is_the_same_bit_for_bit(sd1):
-    first, second = (invert_null_text(picture_of(sd1), SETTINGS)[0] for _ in range(2))
+def test_the_same_picture_twice_is_the_same_bit_for_bit(sd1, learned):
+    first, second = learned[0], invert_null_text(picture_of(sd1), SETTINGS)[0]
     assert torch.equal(first.latents, second.latents)
-    learned = [t.find(NegativeEmbedding).embedding for t in (first, second)]
-    assert torch.equal(*learned)
+    assert torch.equal(*(t.find(NegativeEmbedding).embedding for t in (first, second)))
 
 
 def test_pictures_of_a_batch_are_learned_as_if_alone(sd1):
@@ -156,17 +168,15 @@ def test_pictures_of_a_batch_are_learned_as_if_alone(sd1):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_learns_too(sd1, dtype):
-    untouched, _, before = invert_null_text(picture_of(sd1), replace(SETTINGS, inner_steps=0))
+def test_half_precision_learns_too(sd1, learned, untouched, dtype):
     half = sd1.model.clone()
     half.set_model_compute_dtype(dtype)
-    trajectory, _, learned = invert_null_text(picture_of(sd1, model=half), SETTINGS)
+    trajectory, _, fitted = invert_null_text(picture_of(sd1, model=half), SETTINGS)
     embedding = trajectory.find(NegativeEmbedding).embedding
     assert embedding.dtype == trajectory.latents.dtype == torch.float32
-    assert learned.loss < 0.9 * before.loss
-    full, _, _ = invert_null_text(picture_of(sd1), SETTINGS)
-    learned_in_full = relative(untouched.latents, full.latents)
-    assert relative(trajectory.latents, full.latents) < 0.5 * learned_in_full
+    assert fitted.loss < 0.9 * untouched[2].loss
+    full = learned[0].latents
+    assert relative(trajectory.latents, full) < 0.5 * relative(untouched[0].latents, full)
 
 
 def test_what_it_cannot_learn_from_is_refused(sd1):
@@ -201,8 +211,7 @@ def failing(model, at, error):
     return model, calls
 
 
-def test_out_of_memory_is_one_sentence_and_the_next_run_is_whole(sd1):
-    expected, _, _ = invert_null_text(picture_of(sd1), SETTINGS)
+def test_out_of_memory_is_one_sentence_and_the_next_run_is_whole(sd1, learned):
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
     model, calls = failing(sd1.model, STEPS + 3, error)
     with pytest.raises(PalimpsestError, match="ran out of memory: use a smaller picture") as told:
@@ -210,17 +219,16 @@ def test_out_of_memory_is_one_sentence_and_the_next_run_is_whole(sd1):
     assert comfy.model_management.is_oom(told.value)
     assert len(calls) == STEPS + 3
     again, _, _ = invert_null_text(picture_of(sd1), SETTINGS)
-    assert torch.equal(again.latents, expected.latents)
+    assert torch.equal(again.latents, learned[0].latents)
 
 
-def test_cancel_stops_before_the_next_call_and_the_next_run_is_whole(sd1):
-    expected, _, _ = invert_null_text(picture_of(sd1), SETTINGS)
+def test_cancel_stops_before_the_next_call_and_the_next_run_is_whole(sd1, learned):
     model, calls = failing(sd1.model, STEPS + 3, None)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         invert_null_text(picture_of(sd1, model=model), SETTINGS)
     assert len(calls) == STEPS + 3
     again, _, _ = invert_null_text(picture_of(sd1), SETTINGS)
-    assert torch.equal(again.latents, expected.latents)
+    assert torch.equal(again.latents, learned[0].latents)
 
 
 def test_what_another_node_hooked_in_without_gradients_is_one_sentence(sd1):

@@ -167,20 +167,20 @@ def test_the_headless_host_learns_what_the_published_loop_learns(headless_sd1, m
     with torch.inference_mode(False):
         latent = drawn(1, 4, 8, 12)
         reference, source, empty = explicit(headless_sd1, latent)
-        fitting = Fitting(14, cfg=5.0, map_weight=map_weight, early_stop=0.0, seed=3)
+        fitting = Fitting(7, cfg=5.0, map_weight=map_weight, early_stop=0.0, seed=3)
         sigmas = headless_sd1.unet.sigmas[torch.tensor([1, 101, 201, 301])]
         unet, rows = headless_sd1.unet, RowCount()
         x0 = latent / vp_scale(sigmas[0]).float()
         made, fitted = headless(unet, x0, source, empty, sigmas, fitting, rows=rows)
         tokens = fit_width(latent_tokens(x0), source.embedding.shape[-1])
-        counts = rounds_per_step(3, 14)
+        counts = rounds_per_step(3, 7)
         path, styles, losses = published(reference, tokens, x0, sigmas, fitting, counts)
     for level, z in enumerate(reversed(path)):
         assert relative(made.latents[level] * vp_scale(sigmas[level]).float(), z) < LEARNED
     for level, (style, loss) in enumerate(zip(reversed(styles), reversed(losses), strict=True)):
         assert relative(values_of(made)[level], style) < MAPPED
         assert fitted.losses[level] == pytest.approx(loss, rel=1e-2)
-    assert rows.rows == 3 + 2 * 3 + 14
+    assert rows.rows == 3 + 2 * 3 + 7
 
 
 # -- both hosts ------------------------------------------------------------------------------------
@@ -301,9 +301,17 @@ def values_for(loaded, steps=4, seed=0):
     return torch.stack([scale, 0.3 * drawn(steps, 1, count, width, seed=seed + 1)], dim=1)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize("window", [0.5, 1.0])
-@pytest.mark.parametrize("correction", [DIRECT_INVERSION, UNCORRECTED], ids=["direct", "none"])
+@pytest.mark.parametrize(
+    ("kind", "window", "correction"),
+    [
+        ("sd1_folder", 0.5, DIRECT_INVERSION),
+        ("sd1_folder", 1.0, DIRECT_INVERSION),
+        ("sd1_folder", 0.5, UNCORRECTED),
+        ("sd1_folder", 1.0, UNCORRECTED),
+        ("sd2_folder", 1.0, DIRECT_INVERSION),
+        ("sdxl_folder", 0.5, UNCORRECTED),
+    ],
+)
 def test_both_hosts_make_the_same_edit_of_mapped_values(kind, window, correction, request):
     folder = request.getfixturevalue(kind)
     loaded = agree.in_comfyui(folder)
@@ -382,7 +390,7 @@ def test_a_mapping_stands_beside_what_another_node_hooked_there(sd1):
 
 def test_the_edit_walks_the_path_that_was_learned(sd1):
     """The uncorrected source row, guided and mapped, is the recorded path."""
-    made, _, _ = invert_style_diffusion(picture_of(sd1), Fitting(9, cfg=3.0))
+    made, _, _ = invert_style_diffusion(picture_of(sd1), Fitting(5, cfg=3.0))
     request = request_along(sd1, made, correction=UNCORRECTED, control=None)
     _, source, _ = edit(request)
     assert relative(source, made.in_host_scale(made.latents[0])) < FLOAT32
@@ -391,24 +399,24 @@ def test_the_edit_walks_the_path_that_was_learned(sd1):
 def test_more_rounds_lose_more_of_the_loss(sd1):
     losses = [
         invert_style_diffusion(picture_of(sd1), Fitting(n, cfg=3.0, early_stop=0.0))[1].losses
-        for n in (3, 30)
+        for n in (3, 12)
     ]
     assert all(after < before for before, after in zip(*losses, strict=True))
 
 
 def test_a_batch_is_learned_as_its_pictures_are(learnt_exactly):
-    latent, fitting = latent_for(learnt_exactly, batch=2), Fitting(6, cfg=3.0, early_stop=0.0)
+    latent, fitting = latent_for(learnt_exactly, batch=2), Fitting(4, cfg=3.0, early_stop=0.0)
     both, _, spent = invert_style_diffusion(picture_of(learnt_exactly, latent=latent), fitting)
     for b in range(2):
         own, _, _ = invert_style_diffusion(
             picture_of(learnt_exactly, latent=latent[b : b + 1]), fitting
         )
         assert relative(both.latents[:, b], own.latents[:, 0]) < agree.FLOAT64
-    assert spent.rows == 2 * (3 + 2 * 3 + 6)
+    assert spent.rows == 2 * (3 + 2 * 3 + 4)
 
 
 def test_the_same_inversion_twice_gives_the_same_bits(sd1):
-    runs = [invert_style_diffusion(picture_of(sd1), Fitting(5, cfg=3.0))[0] for _ in range(2)]
+    runs = [invert_style_diffusion(picture_of(sd1), Fitting(3, cfg=3.0))[0] for _ in range(2)]
     assert torch.equal(values_of(runs[0]), values_of(runs[1]))
     assert torch.equal(runs[0].latents, runs[1].latents)
 
@@ -416,7 +424,7 @@ def test_the_same_inversion_twice_gives_the_same_bits(sd1):
 def test_the_model_is_left_as_it_was(sd1):
     before = {k: v.clone() for k, v in sd1.model.model.state_dict().items()}
     options = str(sd1.model.model_options)
-    invert_style_diffusion(picture_of(sd1), Fitting(4, cfg=3.0))
+    invert_style_diffusion(picture_of(sd1), Fitting(3, cfg=3.0))
     assert str(sd1.model.model_options) == options
     assert not comfy.model_management.in_training
     after = sd1.model.model.state_dict()
@@ -424,11 +432,11 @@ def test_the_model_is_left_as_it_was(sd1):
 
 
 def test_the_embedded_model_comes_back_nearer_than_by_ddim_at_its_guidance(demo):
-    latent = demo.vae.encode(torch.full((1, 128, 128, 3), 0.2))
+    latent = demo.vae.encode(torch.full((1, 64, 64, 3), 0.2))
     latent = latent + 0.5 * drawn(*latent.shape)
-    picture = picture_of(demo, latent=latent, steps=6, strength=0.9)
-    made, _, _ = invert_style_diffusion(picture, Fitting(60, cfg=7.5))
-    setting = agree.Setting(latent, steps=6, correction=UNCORRECTED, control=False, cfg=7.5)
+    picture = picture_of(demo, latent=latent, steps=4, strength=0.9)
+    made, _, _ = invert_style_diffusion(picture, Fitting(40, cfg=7.5))
+    setting = agree.Setting(latent, steps=4, correction=UNCORRECTED, control=False, cfg=7.5)
     request, _ = agree.request(demo, setting, sigmas=picture.levels)
     _, drifted, _ = edit(replace(request, target=request.source))
     learned = made.in_host_scale(made.latents[0])
@@ -485,11 +493,11 @@ def test_the_tokens_are_the_encoders_own_all_of_them_normed(encoders):
 def test_an_image_encoder_is_learned_from(encoders, sd1):
     image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(0))
     tokens = encoded_tokens(encoders[0], image)
-    fitting = Fitting(9, cfg=3.0, early_stop=0.0)
+    fitting = Fitting(4, cfg=3.0, early_stop=0.0)
     seen, _, spent = invert_style_diffusion(picture_of(sd1), fitting, tokens=tokens)
     blind, _, _ = invert_style_diffusion(picture_of(sd1), fitting)
     assert relative(values_of(seen), values_of(blind)) > 0.01
-    assert spent.rows == 3 + 2 * 3 + 9
+    assert spent.rows == 3 + 2 * 3 + 4
     again, _, _ = invert_style_diffusion(picture_of(sd1), fitting, tokens=1.5 * tokens + 0.1)
     assert relative(values_of(again), values_of(seen)) > 1e-4
 

@@ -36,6 +36,12 @@ def run(folder, *arguments):
     return main([str(folder), "--model", str(MODEL), *arguments])
 
 
+def result(name, folder):
+    opened = golden.open_folder(folder, MODEL)
+    case = opened.case(name)
+    return parity.runner_of(case)(opened, case)
+
+
 @pytest.fixture
 def copy(tmp_path):
     return Path(shutil.copytree(QUICK, tmp_path / "copy"))
@@ -94,17 +100,29 @@ def test_every_setting_of_null_text_is_read(copy, change):
     assert run(copy, "--only", "nti_p2p_replace") == 1
 
 
-@pytest.mark.parametrize("row", [0, 1], ids=["source", "target"])
-@pytest.mark.parametrize("key", ["traj", "final"])
 @pytest.mark.parametrize("name", ["di_p2p_replace", "ddim_p2p_replace"])
-def test_each_row_is_compared_by_itself(copy, name, key, row, capsys):
-    file = copy / f"{name}.safetensors"
+def test_each_row_is_compared_by_itself(copy, name):
+    """Every row of every tensor is off by another number, and each is told as its own."""
+    file, off = copy / f"{name}.safetensors", {}
     tensors = load_file(file)
-    tensors[key][..., row, :, :, :] *= 1.001
+    for key in ("traj", "final"):
+        for row, who in enumerate(("source", "target")):
+            off[f"{key}.{who}"] = 1e-3 * (1 + len(off))
+            tensors[key][..., row, :, :, :] *= 1 + off[f"{key}.{who}"]
     save_file(tensors, file)
-    assert run(copy, "--only", name) == 1
-    worst = f"{key}.{('source', 'target')[row]}"
-    assert worst in capsys.readouterr().out
+    found = result(name, copy)
+    assert found.errors == pytest.approx(off, rel=0.05)
+    assert not found.passed and found.worst[1] == "final.target"
+
+
+@pytest.mark.parametrize("row", [0, 1], ids=["source", "target"])
+def test_a_row_that_is_off_is_named_in_the_table(copy, row, capsys):
+    file = copy / "di_p2p_reweight.safetensors"
+    tensors = load_file(file)
+    tensors["final"][..., row, :, :, :] *= 1.001
+    save_file(tensors, file)
+    assert run(copy, "--only", "di_p2p_reweight") == 1
+    assert f"final.{('source', 'target')[row]}" in capsys.readouterr().out
 
 
 def test_nan_fails(copy):

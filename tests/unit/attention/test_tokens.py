@@ -109,12 +109,14 @@ def replaced_prompts(draw):
     return written(draw(letters), sizes), written(draw(letters), sizes)
 
 
+@settings(max_examples=50)
 @given(replaced_prompts())
 def test_the_published_tail_is_that_of_the_published_code(prompts):
     made = replace_words(*prompts, published_tail=True)
     assert torch.equal(made.mapping, published_mapper(*prompts))
 
 
+@settings(max_examples=50)
 @given(replaced_prompts())
 def test_no_token_is_left_without_a_source(prompts):
     """Columns sum to 1, but for a word that changed its size: n_s tokens share out over n_t."""
@@ -127,6 +129,7 @@ def test_no_token_is_left_without_a_source(prompts):
     assert torch.equal(made.aligned, torch.ones(len(target.ids)))
 
 
+@settings(max_examples=50)
 @given(replaced_prompts())
 def test_every_word_reads_the_word_it_replaces_and_nothing_else(prompts):
     source, target = prompts

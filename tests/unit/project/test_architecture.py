@@ -138,40 +138,45 @@ def not_for_type_checkers(node):
             yield from not_for_type_checkers(below)
 
 
-def in_a_fresh_process(*lines):
-    """Run Python lines in a process of its own, `dev` being dev.py; returns what they print."""
-    load = f"import runpy, sys; dev = runpy.run_path({str(ROOT / 'dev.py')!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join([load, *lines])], capture_output=True, text=True, cwd="/"
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+#: Prints what the pipelines have loaded, and then, inside ComfyUI, what of the heavy packages our
+#: nodes add to what ComfyUI itself has loaded.
+IMPORTS = """
+import asyncio, importlib, json, runpy, sys
+dev = runpy.run_path({dev!r})
+pack = dev["load_package"]()
+for module in {modules}:
+    importlib.import_module("palimpsest." + module.removesuffix(".__init__"))
+loaded = sorted(sys.modules)
+dev["use_comfy"]()
+import comfy.sd, comfy.samplers, nodes, comfy_api.latest, latent_preview
+before = set(sys.modules)
+asyncio.run(pack.comfy_entrypoint())
+added = [m for m in set(sys.modules) - before if m.split(".")[0] in {heavy}]
+print(json.dumps([loaded, added, "palimpsest.nodes.edit" in sys.modules]))
+"""
 
 
-def test_importing_the_pack_loads_nothing_heavy():
-    """Measured inside ComfyUI, as what our import adds to what ComfyUI itself has loaded."""
-    added = in_a_fresh_process(
-        "dev['use_comfy']()",
-        "import comfy.sd, comfy.samplers, nodes, comfy_api.latest, latent_preview",
-        f"heavy = {HEAVY}",
-        "before = {m for m in sys.modules if m.split('.')[0] in heavy}",
-        "pack = dev['load_package']()",
-        "import asyncio; asyncio.run(pack.comfy_entrypoint())",
-        "print(*({m for m in sys.modules if m.split('.')[0] in heavy} - before))",
-    )
-    assert added == []
-
-
-def test_pipelines_need_no_host():
+@pytest.fixture(scope="module")
+def imports():
+    """What `IMPORTS` prints in a process of its own; one, since ComfyUI takes long to import."""
     modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in sources("pipelines")]
-    loaded = in_a_fresh_process(
-        "dev['load_package']()",
-        "import importlib",
-        f"for m in {modules}: importlib.import_module('palimpsest.' + m.removesuffix('.__init__'))",
-        "print(*{m.split('.')[0] for m in sys.modules})",
-    )
+    code = IMPORTS.format(dev=str(ROOT / "dev.py"), modules=modules, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_pipelines_need_no_host(imports):
+    loaded = {module.split(".")[0] for module in imports[0]}
     assert "torch" in loaded
-    assert not {*HEAVY, "comfy", "nodes", "PIL"} & set(loaded)
+    assert not {*HEAVY, "comfy", "nodes", "PIL"} & loaded
+
+
+def test_importing_the_pack_loads_nothing_heavy(imports):
+    """The pack itself was loaded with the pipelines, which load nothing heavy."""
+    _, added, nodes_are_loaded = imports
+    assert added == []
+    assert nodes_are_loaded
 
 
 FORBIDDEN = {
