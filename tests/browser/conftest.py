@@ -1,9 +1,7 @@
 """A real Chromium on the real front end, in both of its renderers."""
 
 import re
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
 
 import pytest
 from palimpsest.dev import DEV, PACK, find_chromium
@@ -34,9 +32,9 @@ class FrontEnd:
     renderer: str
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser():
-    """A browser for this folder: while it is open, its loop runs in the thread of the tests."""
+    """A browser for a file: while it is open, its loop runs in the thread of the tests."""
     with sync_playwright() as playwright:
         path = find_chromium()
         assert path, "no Chromium: run `python dev.py test browser`, or set CHROMIUM"
@@ -45,25 +43,19 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="package")
-def front_ends(browser, server):
-    """front_ends(renderer) -> its FrontEnd, opened once: to open one takes longer than most tests.
+@pytest.fixture(scope="module", params=RENDERERS)
+def opened(request, browser, server):
+    """The front end in each renderer, for all tests of a file: to open it takes longer than most.
 
-    Each has a context of its own, so that neither hears of the other's runs.
+    One is open at a time, since without a GPU a page takes a sixth of a core while it does nothing.
     """
-    with ExitStack() as stack:
-
-        @cache
-        def front_end(renderer):
-            options = {"viewport": {"width": 1600, "height": 1000}, "base_url": server.url}
-            page = stack.enter_context(browser.new_context(**options)).new_page()
-            complaints = []
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on("console", lambda message: complaints.extend(our_errors(message)))
-            enter(page, server, renderer)
-            return FrontEnd(page, complaints, renderer)
-
-        yield front_end
+    options = {"viewport": {"width": 1600, "height": 1000}, "base_url": server.url}
+    with browser.new_context(**options) as context:
+        page, complaints = context.new_page(), []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.extend(our_errors(message)))
+        enter(page, server, request.param)
+        yield FrontEnd(page, complaints, request.param)
 
 
 def enter(page, server, renderer):
@@ -73,12 +65,6 @@ def enter(page, server, renderer):
     open_app(page, server.url)
     # While anything runs a badge pulses: without a GPU that takes half a core from what runs.
     page.add_style_tag(content="*, *::before, *::after { animation: none !important }")
-
-
-@pytest.fixture(params=RENDERERS)
-def opened(request, front_ends):
-    """The front end in each renderer."""
-    return front_ends(request.param)
 
 
 @pytest.fixture

@@ -79,10 +79,15 @@ def run(page, timeout=300):
 def run_unseen(page, server):
     """Run the graph as the page asks for it, and show the page only what came out.
 
-    To redraw the page at every step, without a GPU, costs as much as the steps themselves.
+    To redraw the page at every step, without a GPU, costs as much as the steps themselves; so the
+    page is frozen meanwhile, as a browser freezes a tab that is not seen.
     """
     prompt = graph_to_prompt(page)
+    tab = page.context.new_cdp_session(page)
+    tab.send("Page.setWebLifecycleState", {"state": "frozen"})
     entry = server.run(prompt)
+    tab.send("Page.setWebLifecycleState", {"state": "active"})
+    tab.detach()
     page.evaluate(
         """outputs => { for (const [node, output] of Object.entries(outputs))
             app.api.dispatchCustomEvent("executed", {node, display_node: node, output}) }""",
