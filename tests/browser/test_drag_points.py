@@ -326,7 +326,7 @@ def test_the_graphs_own_undo_takes_an_arrow_back(page):
     picture_is_there(page)
 
 
-def test_points_outlive_saving_resizing_and_copying(page, reload, server, screenshot):
+def test_points_outlive_saving_resizing_and_copying(page, server, screenshot):
     opened(page, workflow())
     drag(page, spot_of(page, [40, 50]), spot_of(page, [90, 80]))
     kept = text(page)
@@ -334,7 +334,8 @@ def test_points_outlive_saving_resizing_and_copying(page, reload, server, screen
     page.wait_for_timeout(500)
     assert text(page) == kept
     stored = page.evaluate("JSON.stringify(app.graph.serialize())")
-    reload()
+    opened(page, workflow())
+    assert text(page) == ""
     opened(page, json.loads(stored))
     assert text(page) == kept
     assert_near(arrived(server, run(page)), [[[40, 50], [90, 80]]])

@@ -23,6 +23,10 @@ SOURCE, TARGET = "a red heart on grass", "a blue heart on grass"
 #: cast to float32 gives 5e-8.
 FLOAT64 = 1e-10
 
+#: The same where the result is a LATENT, which is of float32: the last bits of float64 may turn any
+#: number of it over to its neighbour, so they decide on another processor what is bit for bit here.
+NEIGHBOURS = 2**-23
+
 
 @cache
 def in_comfyui(folder):

@@ -70,7 +70,7 @@ def test_each_row_is_what_its_prompt_gives_alone(request, kind, correction, monk
     rows = []
     for row, target in enumerate(TARGETS):
         expected, _, cost = alone(loaded, made, target)
-        assert relative(latent[row : row + 1], expected) < agree.FLOAT64
+        assert relative(latent[row : row + 1], expected) < agree.NEIGHBOURS
         rows.append(cost.rows)
     sources = rows[0] - 2 * setting.steps
     assert spent.rows == len(TARGETS) * 2 * setting.steps + sources  # the source ran once

@@ -434,12 +434,13 @@ def test_the_model_is_left_as_it_was(sd1):
 def test_the_embedded_model_comes_back_nearer_than_by_ddim_at_its_guidance(demo):
     latent = demo.vae.encode(torch.full((1, 64, 64, 3), 0.2))
     latent = latent + 0.5 * drawn(*latent.shape)
-    picture = picture_of(demo, latent=latent, steps=4, strength=0.9)
-    made, _, _ = invert_style_diffusion(picture, Fitting(40, cfg=7.5))
-    setting = agree.Setting(latent, steps=4, correction=UNCORRECTED, control=False, cfg=7.5)
+    picture = picture_of(demo, latent=latent, steps=6, strength=0.9)
+    made, _, _ = invert_style_diffusion(picture, Fitting(60, cfg=7.5))
+    setting = agree.Setting(latent, steps=6, correction=UNCORRECTED, control=False, cfg=7.5)
     request, _ = agree.request(demo, setting, sigmas=picture.levels)
     _, drifted, _ = edit(replace(request, target=request.source))
     learned = made.in_host_scale(made.latents[0])
+    # 0.419 seen with AVX2 and 0.424 without; in four steps the learning parts them far more.
     assert relative(learned, latent) < 0.5 * relative(drifted, latent)
 
 

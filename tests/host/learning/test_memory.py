@@ -27,7 +27,9 @@ def test_explicit_maps_and_kept_activations_show(monkeypatch):
 
     It is one process for both, since importing takes longer than what is measured.
     """
-    both = memory.CHILD.replace("memory.spend(", "memory.spend('ours', 256); memory.spend(")
+    both = memory.CHILD.replace(
+        "memory.spend(", "memory.INNER = 1; memory.spend('ours', 256); memory.spend("
+    )
     monkeypatch.setattr(memory, "CHILD", both)
     run, said = subprocess.run, []
 
