@@ -41,6 +41,6 @@ def new_networks(tokens: Tensor, text_tokens: int, seed: int) -> list[ValueMappi
         # The layers draw their first weights from torch's generator of the CPU, which gets its
         # state back; those of other devices are not touched.
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed % 2**63)
+            torch.default_generator.manual_seed(seed)
             made.append(ValueMapping(tokens.shape[1], text_tokens).to(tokens.device))
     return made

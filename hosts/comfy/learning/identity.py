@@ -143,7 +143,7 @@ def train_identity(request: IdentityRequest) -> IdentityLora:
         torch.random.fork_rng(devices=[]),
         in_training(),
     ):
-        torch.default_generator.manual_seed(request.seed % 2**63)
+        torch.default_generator.manual_seed(request.seed)
         adapters = _new_adapters(model, request.rank)
         with (
             beside(model.model, adapters, torch.ones(1, device=model.load_device)),
