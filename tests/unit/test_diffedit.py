@@ -141,3 +141,15 @@ def test_no_draw_or_no_noise_is_refused_before_the_model_runs(options, told):
     with pytest.raises(PalimpsestError, match=f"^The mask needs 1 or more draws .*, {told}"):
         mask(source=source, **options)
     assert source.calls == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"ratio": 0.0}, {"ratio": math.nan}, {"ratio": math.inf}, {"draws_at_once": 0}],
+    ids=str,
+)
+def test_no_ratio_or_no_draw_a_call_is_refused_before_the_model_runs(options):
+    source = Told(0.4)
+    with pytest.raises(PalimpsestError, match="^The mask needs a ratio above 0 and 1 or more"):
+        mask(source=source, **options)
+    assert source.calls == []

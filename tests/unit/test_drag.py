@@ -383,3 +383,8 @@ def test_at_eta_zero_the_chain_is_inverted_at_one_row_a_level():
     dragged(source, target=target, eta=0.0, steps=STEPS[:1], x0=X0[:1])
     assert source.calls == [1] * 6 + [6]
     assert target.calls == [1] * 6
+
+
+def test_a_cell_that_is_cut_at_the_pictures_edge_counts():
+    points = DragPoints((20, 12), (((1, 1), (19, 11)),))
+    assert cells_of(points, 8) == [((0, 0), (2, 1))]

@@ -70,3 +70,7 @@ def test_the_draws_of_numbered_pictures_differ_and_follow_the_seed():
     assert all(torch.equal(one, same(LIKE[:1])) for one in drawn)
     drawn += [other(LIKE[:1]) for _ in range(3)]
     assert len({float(noise.sum()) for noise in drawn}) == 6
+
+
+def test_noise_by_numbers_has_the_shape_of_the_pictures():
+    assert seeded(7, (1, 3))(torch.zeros(2, 4, 5, 7)).shape == (2, 4, 5, 7)

@@ -297,3 +297,10 @@ def test_an_eta_that_is_neither_ode_nor_sde_is_refused(eta):
 def test_an_edit_repeats_the_whole_residual_unless_a_strength_is_said():
     assert NoiseSpace("independent", 1.0, independent).recipe.strength == 1.0
     assert NoiseSpace("independent", 0.0, independent, 0.5).recipe.strength == 0.5
+
+
+@pytest.mark.parametrize("eta", [0.0, -0.1, 1.5, math.nan])
+def test_an_eta_that_cyclediffusion_does_not_know_is_refused(eta):
+    with pytest.raises(PalimpsestError, match="eta must be above 0 and at most 1"):
+        cycle_diffusion(eta)
+    assert cycle_diffusion(1.0).eta == 1.0

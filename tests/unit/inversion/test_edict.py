@@ -425,3 +425,9 @@ def test_a_file_holds_both_chains_and_edits_the_same():
     assert again.recipe == trajectory.recipe
     assert (other(again).mixing, other(again).rests) == (MIXING, 1)
     assert torch.equal(edit(again).run().latent, edit(trajectory).run().latent)
+
+
+def test_no_level_repeats_unless_it_is_said():
+    made = couple(Prompted(SOURCE, CFG), X0, levels(), family=VP, mixing=MIXING)
+    (carried,) = made.carried
+    assert carried.rests == 0

@@ -217,3 +217,9 @@ def test_direct_inversion_keeps_the_source_and_moves_the_target_no_other_way():
     done = edit(trajectory, DIRECT_INVERSION)
     assert torch.equal(done.source, trajectory.origin)
     assert distance(done.latent, published(trajectory)[1]) < IDENTITY
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 2, 3), (1, 3, 2, 3), (1, 2, 3)], ids=str)
+def test_embeddings_of_other_steps_or_pictures_are_refused(shape):
+    with pytest.raises(PalimpsestError, match="unconditional embeddings are "):
+        NegativeEmbedding(torch.zeros(shape)).check(chain())
