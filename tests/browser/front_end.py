@@ -85,9 +85,11 @@ def run_unseen(page, server):
     prompt = graph_to_prompt(page)
     tab = page.context.new_cdp_session(page)
     tab.send("Page.setWebLifecycleState", {"state": "frozen"})
-    entry = server.run(prompt)
-    tab.send("Page.setWebLifecycleState", {"state": "active"})
-    tab.detach()
+    try:
+        entry = server.run(prompt)
+    finally:
+        tab.send("Page.setWebLifecycleState", {"state": "active"})
+        tab.detach()
     page.evaluate(
         """outputs => { for (const [node, output] of Object.entries(outputs))
             app.api.dispatchCustomEvent("executed", {node, display_node: node, output}) }""",

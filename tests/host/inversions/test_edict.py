@@ -45,7 +45,7 @@ def request(loaded, latent, *, target=agree.TARGET, steps=STEPS, strength=0.35, 
 
 
 @pytest.mark.parametrize(
-    ("kind", "steps"), [("sd1_folder", 20), ("sd2_folder", 5), ("sdxl_folder", 5)]
+    ("kind", "steps"), [("sd1_folder", 40), ("sd2_folder", 5), ("sdxl_folder", 5)]
 )
 def test_steps_at_guidance_three_give_the_latent_back_bit_for_bit(kind, steps, request_fixture):
     loaded = agree.in_comfyui(request_fixture(kind))
