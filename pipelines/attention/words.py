@@ -105,7 +105,6 @@ def _cut(spelled: Sequence[str]) -> Iterator[tuple[str, int]]:
         if last or token.endswith(END) or (whole and _apart(text[-1:], spelled[n + 1 : n + 5])):
             yield text + decoder.decode(b"", final=True), count
             text, count = "", 0
-            decoder.reset()
 
 
 def _apart(letter: str, following: Sequence[str]) -> bool:

@@ -149,8 +149,7 @@ def rounds_per_step(steps: int, total: int) -> list[int]:
         )
     weights = [math.exp(-0.1 * _published(i, steps)) for i in range(steps)]
     counts = [1] * steps
-    due = [(1 / weight, i) for i, weight in enumerate(weights)]
-    heapq.heapify(due)
+    due = [(1 / weight, i) for i, weight in enumerate(weights)]  # it rises, so it is a heap
     for _ in range(total - steps):
         _, i = due[0]
         counts[i] += 1

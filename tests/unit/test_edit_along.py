@@ -12,6 +12,7 @@ from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.edict import CoupledEdit, couple
 from palimpsest.pipelines.inversion.negative_embedding import NegativeEmbedding
+from palimpsest.pipelines.inversion.uni_inv import AlignedEdit, uni_inv
 from palimpsest.pipelines.noise import seeded
 from palimpsest.pipelines.proximal import Proximal
 from palimpsest.pipelines.rows import Rows
@@ -185,30 +186,35 @@ def test_the_sources_own_guidance_is_asked_for():
     assert scales == {"source": 1.5, "target": None}
 
 
-def test_coupled_chains_bring_their_own_loop():
-    made = couple(Prompted(SOURCE, CFG), X0, SIGMAS, family=VP)
-    chain = Trajectory(made.latents, SIGMAS, X0, made.recipe, carried=made.carried)
-    whole = edit_along(chain, Host())
-    assert isinstance(whole, CoupledEdit)
+def carried_along(invert):
+    """The chain of an inversion that brings a loop of its own."""
+    made = invert(Prompted(SOURCE, CFG), X0, SIGMAS, family=VP)
+    return Trajectory(made.latents, SIGMAS, X0, made.recipe, carried=made.carried)
+
+
+OWN_LOOPS = {couple: CoupledEdit, uni_inv: AlignedEdit}
+
+
+@pytest.mark.parametrize("invert", OWN_LOOPS)
+def test_a_carried_value_brings_its_own_loop(invert):
+    whole = edit_along(carried_along(invert), Host())
+    assert isinstance(whole, OWN_LOOPS[invert])
     assert distance(whole.run().latent, X0) > 0.01
 
 
 @pytest.mark.parametrize("control", [None, Values(ONE)], ids=["alone", "control"])
-def test_coupled_chains_are_edited_under_a_control_as_any_other(control):
-    made = couple(Prompted(SOURCE, CFG), X0, SIGMAS, family=VP)
-    chain = Trajectory(made.latents, SIGMAS, X0, made.recipe, carried=made.carried)
-    host = Host()
+@pytest.mark.parametrize("invert", OWN_LOOPS)
+def test_a_loop_of_its_own_runs_under_a_control_as_any_other(invert, control):
+    chain, host = carried_along(invert), Host()
     edit_along(chain, host, control=control).run()
-    (target,) = host.asked
+    target = next(asked for asked in host.asked if asked.prompt == "target")
     assert (target.hooks != NO_HOOKS) is (control is not None)
     assert any(prompt == "source" for prompt, *_ in host.runs) is (control is not None)
 
 
 def test_coupled_chains_refuse_what_draws_an_edit_to_one_chain():
-    made = couple(Prompted(SOURCE, CFG), X0, SIGMAS, family=VP)
-    chain = Trajectory(made.latents, SIGMAS, X0, made.recipe, carried=made.carried)
     with pytest.raises(PalimpsestError, match="EDICT has two that are coupled: take"):
-        chain.with_carried(Proximal())
+        carried_along(couple).with_carried(Proximal())
 
 
 def test_a_drifting_source_is_followed_to_the_end_only_where_it_is_asked_for():

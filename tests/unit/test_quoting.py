@@ -35,6 +35,8 @@ def test_the_long_and_the_large_are_cut(size):
         assert len(quoted(value)) <= QUOTED
     assert quoted("x" * 100) == f"'{'x' * 76}..."
     assert quoted("\x1b" * 100).startswith(r"'\x1b\x1b")
+    for whole in (list(range(9)), tuple(range(9)), dict.fromkeys(range(9), 0), "x" * 60):
+        assert quoted(whole) == repr(whole)
     assert quoted([1, 2]) == "[1, 2]" and quoted("two\nlines") == r"'two\nlines'"
 
 

@@ -63,7 +63,7 @@ def test_a_step_is_that_of_diffusers_ddim(steps, eta):
 
 
 @pytest.mark.parametrize("offset", [0, 1])
-@pytest.mark.parametrize("steps", [1, 3, 10, 30, 50, 999])
+@pytest.mark.parametrize("steps", [1, 3, 10, 30, 50, 999, 1000])
 def test_the_grid_is_the_published_one(steps, offset):
     theirs = scheduler(steps, offset).timesteps.flip(0)
     assert torch.equal(ddim_timesteps(steps, offset=offset), theirs)
@@ -151,6 +151,7 @@ def test_a_first_order_step_is_the_same_in_a_models_own_coordinates(scale):
 
 def test_sampling_schedules_fall_to_zero():
     check_falling(torch.tensor([14.0, 3.0, 0.0]))
+    check_falling(torch.tensor([14.0, 0.0]))
     with pytest.raises(PalimpsestError, match=r"got 0 -> 14: .* without Flip Sigmas"):
         check_falling(torch.tensor([0.0, 3.0, 14.0]))
     with pytest.raises(PalimpsestError, match=r"must fall from noise to 0, got 14 -> 0.5"):

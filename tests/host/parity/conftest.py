@@ -17,3 +17,9 @@ def one_network():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(golden.Folder, "unet", property(unet))
         yield
+
+
+@pytest.fixture
+def copy(request, tmp_path):
+    """A copy of the cases that a file tests."""
+    return request.module.CASES.copy(tmp_path / "copy")

@@ -1,23 +1,13 @@
 """Edit-Friendly DDPM beside the small cases that tests/make_golden_edit_friendly.py makes."""
 
-import importlib.util
-import json
-import shutil
-from pathlib import Path
-
 import pytest
-import torch
-from palimpsest.benchmarks.parity import __main__ as parity
 from palimpsest.benchmarks.parity import edit_friendly as parity_edit_friendly
-from palimpsest.benchmarks.parity import golden
-from palimpsest.benchmarks.parity.__main__ import main
 from palimpsest.benchmarks.parity.edit_friendly import Windows
 from palimpsest.pipelines.attention.prompt_to_prompt import cross_windows
 from palimpsest.pipelines.correction import CYCLE
-from safetensors.torch import load_file, save_file
+from palimpsest.tests.host.parity.cases import TESTS, Cases
 
-TESTS = Path(__file__).resolve().parents[2]
-CASES, MODEL = TESTS / "data" / "edit_friendly", TESTS / "data" / "model"
+CASES = Cases(TESTS / "data" / "edit_friendly", "make_golden_edit_friendly")
 
 #: Guesses of the walked levels (twice that where guided), the target's two rows a step, and the
 #: source's one while a window is open. Published: 8 levels twice, and two rows a row and step.
@@ -31,26 +21,11 @@ ROWS = {
 ROUNDING = 2e-5
 
 
-def run(folder, *arguments):
-    return main([str(folder), "--model", str(MODEL), *arguments])
-
-
-def result(name, folder=CASES):
-    opened = golden.open_folder(folder, MODEL)
-    case = opened.case(name)
-    return parity.runner_of(case)(opened, case)
-
-
-@pytest.fixture
-def copy(tmp_path):
-    return Path(shutil.copytree(CASES, tmp_path / "copy"))
-
-
 @pytest.mark.parametrize("name", ROWS)
 def test_every_case_agrees_and_costs_less(name):
-    found = result(name)
+    found = CASES.result(name)
     assert found.worst[0] < ROUNDING
-    nfe = json.loads((CASES / f"{name}.json").read_text())["nfe"]
+    nfe = CASES.settings(name)["nfe"]
     assert (found.rows, sum(part["samples"] for part in nfe.values())) == ROWS[name]
 
 
@@ -65,10 +40,8 @@ TENSORS = {
 def test_each_tensor_is_compared_by_itself(copy, name):
     """Each is off by another number, and told as its own."""
     off = {key: 1e-3 * n for n, key in enumerate(TENSORS[name], start=1)}
-    tensors = load_file(copy / f"{name}.safetensors")
-    changed = {key: tensors[key] * (1 + part) for key, part in off.items()}
-    save_file(tensors | changed, copy / f"{name}.safetensors")
-    found = result(name, copy)
+    copy.scale(name, **{key: 1 + part for key, part in off.items()})
+    found = copy.result(name)
     told = {key: off[key.partition(".")[0]] for key in found.errors}
     assert found.errors == pytest.approx(told, rel=0.05)
     assert {key.partition(".")[0] for key in told} == off.keys()
@@ -77,19 +50,15 @@ def test_each_tensor_is_compared_by_itself(copy, name):
 
 @pytest.mark.parametrize("name", TENSORS)
 def test_a_tensor_that_is_a_thousandth_off_fails(copy, name, capsys):
-    tensors = load_file(copy / f"{name}.safetensors")
-    tensors["zs"] = tensors["zs"] * 1.001
-    save_file(tensors, copy / f"{name}.safetensors")
-    assert run(copy, "--only", name) == 1
+    copy.scale(name, zs=1.001)
+    assert copy.bench(name) == 1
     assert "  zs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("row", [0, 1], ids=["source", "target"])
 def test_each_row_is_compared_by_itself(copy, row, capsys):
-    tensors = load_file(copy / "ef_p2p_replace.safetensors")
-    tensors["final"][row] *= 1.001
-    save_file(tensors, copy / "ef_p2p_replace.safetensors")
-    assert run(copy, "--only", "ef_p2p_replace") == 1
+    copy.scale("ef_p2p_replace", final=[1.001 if row == at else 1.0 for at in (0, 1)])
+    assert copy.bench("ef_p2p_replace") == 1
     assert f"final.{('source', 'target')[row]}" in capsys.readouterr().out
 
 
@@ -105,40 +74,36 @@ SETTINGS = [
 
 @pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=str)
 def test_every_setting_of_a_case_is_read(copy, name, settings):
-    file = copy / f"{name}.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
-    assert run(copy, "--only", name) == 1
+    copy.say(name, **settings)
+    assert copy.bench(name) == 1
 
 
 def test_cross_windows_may_have_words_of_their_own(copy):
-    file = copy / "ef_p2p_replace.json"
-    settings = json.loads(file.read_text())
-    cross = {"default_": settings["cross_replace_steps"], "red": 1.0}  # not of the target: no word
-    file.write_text(json.dumps(settings | {"cross_replace_steps": cross}))
-    assert run(copy, "--only", "ef_p2p_replace") == 0
-    cross["ultramarine"] = [0.0, 0.8]
-    file.write_text(json.dumps(settings | {"cross_replace_steps": cross}))
-    assert run(copy, "--only", "ef_p2p_replace") == 1
+    whole = copy.settings("ef_p2p_replace")["cross_replace_steps"]
+    cross = {"default_": whole, "red": 1.0}  # not of the target: no word
+    copy.say("ef_p2p_replace", cross_replace_steps=cross)
+    assert copy.bench("ef_p2p_replace") == 0
+    copy.say("ef_p2p_replace", cross_replace_steps=cross | {"ultramarine": [0.0, 0.8]})
+    assert copy.bench("ef_p2p_replace") == 1
 
 
 def test_larger_maps_of_self_attention_are_left_alone(monkeypatch):
     """The case has 16 x 24 pixels at the top: more than 16 x 16, fewer than 32 x 32."""
-    assert result("ef_p2p_replace").worst[0] < ROUNDING
+    assert CASES.result("ef_p2p_replace").worst[0] < ROUNDING
     monkeypatch.setattr(parity_edit_friendly, "SELF_PIXELS", 32**2)
-    assert result("ef_p2p_replace").worst[0] > 100 * ROUNDING
+    assert CASES.result("ef_p2p_replace").worst[0] > 100 * ROUNDING
 
 
 def test_the_last_step_repeats_no_noise(monkeypatch):
     monkeypatch.setattr(parity_edit_friendly, "DIRECT_INVERSION", CYCLE)
-    found = result("ef_ours")
+    found = CASES.result("ef_ours")
     assert found.errors["final.target"] > 100 * ROUNDING
     assert found.errors["wts"] < ROUNDING
 
 
 def test_another_eta_is_refused_since_the_published_step_is_none_then(copy, capsys):
-    file = copy / "ef_ours.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"eta": 0.5}))
-    assert run(copy, "--only", "ef_ours") == 1
+    copy.say("ef_ours", eta=0.5)
+    assert copy.bench("ef_ours") == 1
     assert "only eta 1 is compared" in capsys.readouterr().err
 
 
@@ -158,19 +123,5 @@ def test_a_window_ends_at_the_published_step(steps, skip, bound):
         assert (own[0] <= i < own[1]) == (int(first * steps) <= i < int(last * steps))
 
 
-@pytest.fixture(scope="module")
-def maker():
-    path = TESTS / "make_golden_edit_friendly.py"
-    spec = importlib.util.spec_from_file_location("make_golden_edit_friendly", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_maker_makes_what_is_stored(maker):
-    settings, tensors = maker.make_case("ef_p2p_replace", maker.base.make_unet().double())
-    stored = golden.open_folder(CASES, MODEL).case("ef_p2p_replace")
-    assert settings == stored.settings
-    for key, tensor in tensors.items():
-        # float64 on another machine, rounded to float32: a last bit may fall the other way.
-        torch.testing.assert_close(tensor, stored.tensors[key], rtol=1e-6, atol=1e-6)
+def test_the_maker_makes_what_is_stored():
+    CASES.assert_made_again("ef_p2p_replace", CASES.maker.base.make_unet())

@@ -1,9 +1,6 @@
 """Parity with published edits, on the small cases that tests/make_golden.py computes."""
 
-import importlib.util
-import json
-import shutil
-from pathlib import Path
+import math
 
 import pytest
 import torch
@@ -11,10 +8,10 @@ from palimpsest.benchmarks.parity import __main__ as parity
 from palimpsest.benchmarks.parity import edit as parity_edit
 from palimpsest.benchmarks.parity import golden
 from palimpsest.benchmarks.parity.__main__ import main
-from safetensors.torch import load_file, save_file
+from palimpsest.tests.host.parity.cases import MODEL, TESTS, Cases
+from safetensors.torch import load_file
 
-TESTS = Path(__file__).resolve().parents[2]
-QUICK, MODEL = TESTS / "data" / "quick", TESTS / "data" / "model"
+CASES = Cases(TESTS / "data" / "quick", "make_golden")
 
 #: Our rows and the published ones: N up, N x 2 down, and N x .6 source rows for the self window
 #: (twice that, guided, and to the end, where the source drifts, but once where its two halves are
@@ -32,21 +29,6 @@ ROWS = {
 }
 
 
-def run(folder, *arguments):
-    return main([str(folder), "--model", str(MODEL), *arguments])
-
-
-def result(name, folder):
-    opened = golden.open_folder(folder, MODEL)
-    case = opened.case(name)
-    return parity.runner_of(case)(opened, case)
-
-
-@pytest.fixture
-def copy(tmp_path):
-    return Path(shutil.copytree(QUICK, tmp_path / "copy"))
-
-
 def lines_of(text):
     """Name, error, our rows and published rows of every case in a printed table."""
     words = [line.split() for line in text.splitlines()[2:-1]]
@@ -54,7 +36,7 @@ def lines_of(text):
 
 
 def test_every_case_is_run_and_agrees(capsys):
-    assert run(QUICK) == 0
+    assert CASES.bench() == 0
     table = lines_of(capsys.readouterr().out)
     assert {name: (ours, published) for name, (_, ours, published) in table.items()} == ROWS
     # fp32 against fp64: this model lets rounding grow to 5e-6. A mistake is 1e-3 or more.
@@ -74,19 +56,15 @@ TENSORS = {
 
 @pytest.mark.parametrize("name", TENSORS)
 def test_a_tensor_that_is_a_thousandth_off_fails(copy, name, capsys):
-    file, key = copy / f"{name}.safetensors", TENSORS[name]
-    tensors = load_file(file)
-    save_file({**tensors, key: tensors[key] * 1.001}, file)
-    assert run(copy, "--only", name) == 1
+    copy.scale(name, **{TENSORS[name]: 1.001})
+    assert copy.bench(name) == 1
     assert lines_of(capsys.readouterr().out)[name][0] == pytest.approx(1e-3, rel=0.1)
 
 
 @pytest.mark.parametrize(("factor", "status"), [(1.009, 0), (1.02, 1)])
 def test_null_text_is_given_a_hundredth(copy, factor, status):
-    file = copy / "nti_p2p_replace.safetensors"
-    tensors = load_file(file)
-    save_file({**tensors, "traj": tensors["traj"] * factor}, file)
-    assert run(copy, "--only", "nti_p2p_replace") == status
+    copy.scale("nti_p2p_replace", traj=factor)
+    assert copy.bench("nti_p2p_replace") == status
 
 
 @pytest.mark.parametrize(
@@ -95,40 +73,35 @@ def test_null_text_is_given_a_hundredth(copy, factor, status):
     ids=str,
 )
 def test_every_setting_of_null_text_is_read(copy, change):
-    file = copy / "nti_p2p_replace.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    assert run(copy, "--only", "nti_p2p_replace") == 1
+    copy.say("nti_p2p_replace", **change)
+    assert copy.bench("nti_p2p_replace") == 1
 
 
 @pytest.mark.parametrize("name", ["di_p2p_replace", "ddim_p2p_replace"])
 def test_each_row_is_compared_by_itself(copy, name):
     """Every row of every tensor is off by another number, and each is told as its own."""
-    file, off = copy / f"{name}.safetensors", {}
-    tensors = load_file(file)
-    for key in ("traj", "final"):
-        for row, who in enumerate(("source", "target")):
-            off[f"{key}.{who}"] = 1e-3 * (1 + len(off))
-            tensors[key][..., row, :, :, :] *= 1 + off[f"{key}.{who}"]
-    save_file(tensors, file)
-    found = result(name, copy)
-    assert found.errors == pytest.approx(off, rel=0.05)
+    off = {"traj": (1e-3, 2e-3), "final": (3e-3, 4e-3)}
+    copy.scale(name, **{key: [1 + part for part in parts] for key, parts in off.items()})
+    found = copy.result(name)
+    told = {
+        f"{key}.{who}": part
+        for key, parts in off.items()
+        for who, part in zip(("source", "target"), parts, strict=True)
+    }
+    assert found.errors == pytest.approx(told, rel=0.05)
     assert not found.passed and found.worst[1] == "final.target"
 
 
 @pytest.mark.parametrize("row", [0, 1], ids=["source", "target"])
 def test_a_row_that_is_off_is_named_in_the_table(copy, row, capsys):
-    file = copy / "di_p2p_reweight.safetensors"
-    tensors = load_file(file)
-    tensors["final"][..., row, :, :, :] *= 1.001
-    save_file(tensors, file)
-    assert run(copy, "--only", "di_p2p_reweight") == 1
+    copy.scale("di_p2p_reweight", final=[1.001 if row == at else 1.0 for at in (0, 1)])
+    assert copy.bench("di_p2p_reweight") == 1
     assert f"final.{('source', 'target')[row]}" in capsys.readouterr().out
 
 
 def test_nan_fails(copy):
-    file = copy / "ddim_inversion.safetensors"
-    save_file({k: t * torch.nan if k == "traj" else t for k, t in load_file(file).items()}, file)
-    assert run(copy, "--only", "ddim_inversion") == 1
+    copy.scale("ddim_inversion", traj=math.nan)
+    assert copy.bench("ddim_inversion") == 1
 
 
 SETTINGS = {
@@ -143,9 +116,8 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_of_a_case_is_read(copy, name):
-    file = copy / f"{name}.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | SETTINGS[name]))
-    assert run(copy, "--only", name) == 1
+    copy.say(name, **SETTINGS[name])
+    assert copy.bench(name) == 1
 
 
 def test_the_tail_after_a_replaced_word_stays_where_the_published_code_leaves_it(monkeypatch):
@@ -154,8 +126,8 @@ def test_the_tail_after_a_replaced_word_stays_where_the_published_code_leaves_it
     monkeypatch.setattr(
         parity_edit, "rewrite_prompt", lambda *a, **k: moved(*a, **k | {"published_tail": False})
     )
-    assert run(QUICK, "--only", "di_p2p_replace") == 1
-    assert run(QUICK, "--only", "ddim_p2p_replace") == 1
+    assert CASES.bench("di_p2p_replace") == 1
+    assert CASES.bench("ddim_p2p_replace") == 1
 
 
 @pytest.mark.parametrize(
@@ -164,51 +136,49 @@ def test_the_tail_after_a_replaced_word_stays_where_the_published_code_leaves_it
     ids=str,
 )
 def test_every_setting_of_proximal_guidance_is_read(copy, change):
-    file = copy / "npi_proximal_l0_refine.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    assert run(copy, "--only", "npi_proximal*") == 1
+    copy.say("npi_proximal_l0_refine", **change)
+    assert copy.bench("npi_proximal*") == 1
 
 
 def test_an_unknown_threshold_is_named(copy, capsys):
-    file = copy / "npi_proximal_l0_refine.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"prox": "l2"}))
-    assert run(copy, "--only", "npi_proximal*") == 1
+    copy.say("npi_proximal_l0_refine", prox="l2")
+    assert copy.bench("npi_proximal*") == 1
     assert "has the threshold l2, known are l0, l1" in capsys.readouterr().err
 
 
 def test_cross_windows_may_be_one_number_as_the_published_code_allows(copy):
-    file = copy / "ddim_p2p_replace.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"cross_replace_steps": 0.7}))
-    assert run(copy, "--only", "ddim_p2p_replace") == 0
+    copy.say("ddim_p2p_replace", cross_replace_steps=0.7)
+    assert copy.bench("ddim_p2p_replace") == 0
 
 
 def test_words_that_the_target_lacks_are_passed_over_as_the_published_code_does(copy):
-    file = copy / "di_p2p_reweight.json"
-    settings = json.loads(file.read_text())
-    settings["eq_params"]["words"].append("horse")
-    settings["eq_params"]["values"].append(9)
-    settings["cross_replace_steps"]["red"] = 1.0
-    file.write_text(json.dumps(settings))
-    assert run(copy, "--only", "di_p2p_reweight") == 0
+    said = copy.settings("di_p2p_reweight")
+    weights, cross = said["eq_params"], said["cross_replace_steps"]
+    copy.say(
+        "di_p2p_reweight",
+        eq_params={"words": [*weights["words"], "horse"], "values": [*weights["values"], 9]},
+        cross_replace_steps=cross | {"red": 1.0},
+    )
+    assert copy.bench("di_p2p_reweight") == 0
 
 
 def test_patterns_choose_cases(capsys):
-    assert run(QUICK, "--only", "ddim_inv*,di_p2p_rew?ight") == 0
+    assert CASES.bench("ddim_inv*", "di_p2p_rew?ight") == 0
     assert set(lines_of(capsys.readouterr().out)) == {"ddim_inversion", "di_p2p_reweight"}
 
 
 def test_a_pattern_without_a_case_fails_with_a_sentence(capsys):
-    assert run(QUICK, "--only", "no_such_case") == 1
+    assert CASES.bench("no_such_case") == 1
     assert "no_such_case" in capsys.readouterr().err
 
 
 def test_a_missing_folder_fails_with_a_sentence(tmp_path, capsys):
-    assert run(tmp_path / "nowhere") == 1
+    assert Cases(tmp_path / "nowhere", "").bench() == 1
     assert "give a folder of golden cases" in capsys.readouterr().err
 
 
 def test_a_missing_model_fails_with_a_sentence(tmp_path, capsys):
-    assert main([str(QUICK), "--model", str(tmp_path)]) == 1
+    assert main([str(CASES.folder), "--model", str(tmp_path)]) == 1
     assert "--model" in capsys.readouterr().err
 
 
@@ -219,22 +189,21 @@ def test_a_missing_default_folder_fails(tmp_path, monkeypatch, capsys):
 
 
 def test_a_damaged_case_fails_with_a_sentence_and_the_others_still_run(copy, capsys):
-    (copy / "ddim_inversion.safetensors").write_bytes(b"cut off")
-    assert run(copy, "--only", "ddim_inversion,directinversion_inv*") == 1
+    (copy.folder / "ddim_inversion.safetensors").write_bytes(b"cut off")
+    assert copy.bench("ddim_inversion", "directinversion_inv*") == 1
     told = capsys.readouterr()
     assert "The case ddim_inversion cannot be read" in told.err
     assert set(lines_of(told.out)) == {"directinversion_inv_replace"}
 
 
 def test_a_prompt_that_the_folder_lacks_is_named(copy, capsys):
-    file = copy / "ddim_inversion.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"prompt_src": "a horse"}))
-    assert run(copy, "--only", "ddim_inversion") == 1
+    copy.say("ddim_inversion", prompt_src="a horse")
+    assert copy.bench("ddim_inversion") == 1
     assert "a horse" in capsys.readouterr().err
 
 
 def test_words_know_their_tokens():
-    folder = golden.open_folder(QUICK, MODEL)
+    folder = golden.open_folder(CASES.folder, MODEL)
     words = folder.prompt("a ultramarine circle on a green wall").tokens.words
     assert [(w.text, w.positions) for w in words[:3]] == [
         ("a", (1,)),
@@ -243,30 +212,17 @@ def test_words_know_their_tokens():
     ]
 
 
-@pytest.fixture(scope="module")
-def maker():
-    spec = importlib.util.spec_from_file_location("make_golden", TESTS / "make_golden.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_maker_makes_what_is_stored(maker, tmp_path):
-    unet = maker.write_model(tmp_path)
+def test_the_maker_makes_what_is_stored(tmp_path):
+    unet = CASES.maker.write_model(tmp_path)
     for name in ("unet.safetensors", "latents.safetensors"):
         made, stored = load_file(tmp_path / name), load_file(MODEL / name)
         assert made.keys() == stored.keys()
         # The last bit of half precision, should another machine's rounding differ somewhere.
         for key in made:
             torch.testing.assert_close(made[key], stored[key], rtol=1e-3, atol=1e-6)
-    settings, tensors = maker.make_case("di_p2p_reweight", unet.double())
-    stored = golden.open_folder(QUICK, MODEL).case("di_p2p_reweight")
-    assert settings == stored.settings
-    for key, tensor in tensors.items():
-        # float64 on another machine, rounded to float32: a last bit may fall the other way.
-        torch.testing.assert_close(tensor, stored.tensors[key], rtol=1e-6, atol=1e-6)
+    CASES.assert_made_again("di_p2p_reweight", unet)
 
 
 @pytest.mark.parametrize("name", [n for n in ROWS if "p2p" in n])
 def test_the_control_of_a_case_changes_its_edit(name):
-    assert json.loads((QUICK / f"{name}.json").read_text())["control_changes"] > 0.05
+    assert CASES.settings(name)["control_changes"] > 0.05

@@ -252,7 +252,9 @@ def test_outside_the_mask_the_picture_stays_bit_for_bit():
     assert torch.equal(done[:, :2], trajectory.origin[:, :2])
     assert relative(done[:, 2:], trajectory.origin[:, 2:]) > 0.1
     # Held at every step, not pasted at the end: a free edit reaches another latent inside, too.
-    assert relative(done[:, 2:], edit(trajectory).run().latent[:, 2:]) > 1e-3
+    free = edit(trajectory).run().latent
+    assert relative(done[:, 2:], free[:, 2:]) > 1e-3
+    assert torch.equal(edit(trajectory, mask=torch.ones(1, 1, 1, 1)).run().latent, free)
 
 
 # -- attention -----------------------------------------------------------------------------------

@@ -243,11 +243,23 @@ def test_adam_is_torchs_where_every_row_moves():
     assert torch.allclose(value, leaf.detach(), rtol=1e-12)
 
 
+def test_a_step_of_adam_leaves_its_state_and_the_rows_that_rest_alone():
+    before = Adam(*torch.ones(2, 2, 3).double(), 4)
+    slope = picture(1, 3)
+    moved, after = before.step(slope, [1], 0.01)
+    assert torch.equal(before.mean, torch.ones(2, 3)) and torch.equal(before.square, before.mean)
+    assert torch.equal(after.mean[0], before.mean[0]) and after.count == 5
+    again, _ = before.step(slope, [1], 0.01)
+    assert torch.equal(moved, again)
+
+
 def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(PalimpsestError, match="The inner steps must be 0 or more, got -1"):
         NullText(inner_steps=-1)
     with pytest.raises(PalimpsestError, match="The early stop must be a loss of 0 or more"):
         NullText(epsilon=float("nan"))
+    with pytest.raises(PalimpsestError, match="a loss of 0 or more, got inf"):
+        NullText(epsilon=float("inf"))
     with pytest.raises(PalimpsestError, match="The cfg is 1, at which nothing depends"):
         NullText(cfg=1.0)
 
