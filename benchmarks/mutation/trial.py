@@ -33,6 +33,10 @@ PATIENCE, SLOWNESS = 20, 5
 MEMORY = 6 * 2**30
 
 
+#: The test that reads what every function takes by default, and so runs no line of theirs.
+READS_DEFAULTS = "tests/unit/test_defaults.py"
+
+
 @dataclass(frozen=True)
 class Reached:
     """What the tests reach.
@@ -49,13 +53,13 @@ class Reached:
         """The tests of a mutant, the quickest first.
 
         A line that no test reaches while it runs, such as a default or a constant, is read by all
-        of the test files that reach the mutant's file.
+        of the test files that reach the mutant's file, and by the test of the defaults.
         """
         lines = range(mutant.line, mutant.line + mutant.before.count("\n") + 1)
         found = {t for line in lines for t in self.tests.get((mutant.path, line), ())}
         if not found:
             own = [tests for (path, _), tests in self.tests.items() if path == mutant.path]
-            files = {test.split("::")[0] for test in frozenset().union(*own)}
+            files = {test.split("::")[0] for test in frozenset().union(*own)} | {READS_DEFAULTS}
             found = {test for test in self.seconds if test.split("::")[0] in files}
         return sorted(found, key=lambda test: (self.seconds.get(test, 0.0), test))
 

@@ -268,7 +268,7 @@ def dragged(
     )
 
 
-def by_loop(mask=None, mask_start=True, seed=0):
+def by_loop(mask=None, mask_start=True, seed=0, regions=None):
     """Chain, copy, and the way back with r^2 = (sigma_next / sigma)^2, level by level."""
     denoise, draw, x = Prompted(0.4), seeded(seed), X0
     keep = (lambda new, old: new) if mask is None else lambda new, old: new.where(mask > 0, old)
@@ -276,7 +276,9 @@ def by_loop(mask=None, mask_start=True, seed=0):
         chain = [x]
         for low, high in pairwise(SIGMAS):
             chain.append(chain[-1] + (high**2 - low**2).sqrt() * draw(x))
-        y = copy_paste(chain[-1], moves, float(SIGMAS[-1]), brush=Brush(2), draw=draw)
+        own = None if regions is None else regions.at(moves)
+        top = float(SIGMAS[-1])
+        y = copy_paste(chain[-1], moves, top, brush=Brush(2), draw=draw, regions=own)
         if mask_start:
             y = keep(y, chain[-1])
         for level in range(len(SIGMAS) - 1, 0, -1):
@@ -366,6 +368,15 @@ def test_a_region_that_is_the_square_is_carried_along_as_the_square_is():
     region[2:6, 1:5] = True
     ours = dragged(regions=Regions((region,), ((3, 4),)))
     assert torch.equal(ours, dragged())
+
+
+def test_a_region_of_the_users_own_is_carried_along_with_its_point():
+    region = torch.zeros(9, 12, dtype=torch.bool)
+    region[3:5, 0:6] = True
+    own = Regions((region,), ((3, 4),))
+    ours = dragged(regions=own)
+    assert distance(ours, by_loop(regions=own)) < IDENTITY
+    assert distance(ours, dragged()) > 0.1
 
 
 def test_120_levels_cost_120_rows_of_the_source_in_15_calls_and_120_of_the_target():

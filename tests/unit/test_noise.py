@@ -48,6 +48,16 @@ def test_noise_is_standard_normal():
     assert abs(float(noise.std()) - 1) < 0.003
 
 
+def test_the_type_that_a_host_makes_tensors_of_changes_no_noise():
+    expected = [draw(LIKE) for draw in (seeded(7), seeded(7, (1, 4)))]
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert all(map(torch.equal, (seeded(7)(LIKE), seeded(7, (1, 4))(LIKE)), expected))
+    finally:
+        torch.set_default_dtype(kept)
+
+
 @pytest.mark.parametrize("seed", [0, 2**32, 2**64 - 1])
 def test_every_seed_of_the_host_is_taken(seed):
     assert torch.equal(seeded(seed)(LIKE), seeded(seed)(LIKE))

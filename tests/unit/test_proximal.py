@@ -15,11 +15,12 @@ from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.proximal import (
     THRESHOLDS,
     Proximal,
+    Pull,
     changed_cells,
     shrink,
 )
-from palimpsest.pipelines.rows import Rows
-from palimpsest.pipelines.schedule import flow_scale, sigma_from_t, vp_scale
+from palimpsest.pipelines.rows import Guess, Rows
+from palimpsest.pipelines.schedule import flow_scale, moment_at, sigma_from_t, vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
 from palimpsest.pipelines.trajectory_file import FORMAT, from_tensors, to_tensors
 from palimpsest.tests.unit.analytic import Prompted, alpha_of, distance, geometric, picture, vp_step
@@ -282,6 +283,15 @@ def test_a_full_pull_puts_the_unedited_cells_on_the_chain_bit_for_bit():
         assert 0.8 < float(still.double().mean()) < 0.95
         assert torch.equal(rows.target[still], trajectory.latents[STEPS - i - 1][still])
         assert not torch.equal(rows.target, trajectory.latents[STEPS - i - 1])
+
+
+def test_a_source_row_is_pulled_where_no_guidance_said_what_it_changed():
+    x, source, chain = (picture(seed=seed) for seed in (1, 2, 3))
+    at = moment_at(geometric(STEPS), STEPS - 1)
+    rows = Rows(x, source, Guess(x))
+    pulled = Pull(Proximal(pull=0.25, below=1.0))(rows, chain, at)
+    assert torch.equal(pulled.target, x)
+    assert distance(pulled.source, 0.75 * source + 0.25 * chain) < IDENTITY
 
 
 def test_more_pull_leaves_less_of_the_edit():

@@ -75,6 +75,16 @@ def test_the_batch_runs_the_source_as_long_as_any_prompt_reads_it():
     ]
 
 
+def test_the_source_is_read_where_any_control_reads_it():
+    short, long = (rewrite_prompt(SOURCE, TARGETS[0], self_window=(0.0, e)) for e in (0.2, 0.9))
+    for controls in ((short, long), (long, short)):
+        batch = PromptBatch(controls)
+        for at in (moment(step, STEPS) for step in range(STEPS)):
+            assert batch.active(at) == long.active(at)
+            for site in (Site("self", 0, "cond", 16), Site("cross", 0, "cond", 16)):
+                assert batch.reads(site, at) == long.reads(site, at)
+
+
 def test_a_weight_acts_where_its_word_is_and_must_be_somewhere():
     batch = rewrite_prompts(SOURCE, TARGETS, **WISHES)
     assert [float(control.weights.max()) for control in batch.controls] == [1, 3, 1]

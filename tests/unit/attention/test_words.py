@@ -86,6 +86,13 @@ def test_a_word_is_cut_where_its_tokenizer_cuts_it(word):
     assert [part.glued for part in made.parts[1:]] == [True] * (len(made.parts) - 1)
 
 
+def test_a_token_that_ends_within_a_character_is_not_cut_off_from_the_rest_of_it():
+    letters = {byte: letter for letter, byte in _BYTES.items()}
+    whole = "".join(letters[byte] for byte in "一只".encode())
+    spelled = [whole[:4], whole[4:] + "</w>"]
+    assert [part.text for part in cut_word("一只", range(2), spelled).parts] == ["一只"]
+
+
 def test_a_word_whose_letters_the_tokenizer_changes_has_its_own():
     made = cut_word("İX-", range(4), ["i", "Ìĩ", "x</w>", "-</w>"])
     assert [part.text for part in made.parts] == ["i̇x", "-"]

@@ -197,6 +197,11 @@ def test_a_picture_is_turned_into_a_chain_and_what_the_source_makes_of_it(space,
     assert told == [min(n, 5) for n in range(levels_at_once, 5 + levels_at_once, levels_at_once)]
 
 
+def test_a_space_says_the_eta_of_its_edit_and_that_all_of_its_noise_is_repeated():
+    for space, eta in ((EDIT_FRIENDLY, 1.0), (cycle_diffusion(), 0.1), (cycle_diffusion(1), 1)):
+        assert (space.eta, space.strength) == (eta, 1.0)
+
+
 def test_a_call_of_no_level_is_refused():
     with pytest.raises(PalimpsestError, match=r"^At least 1 level goes into a call, got 0: raise"):
         invert_into_noise(EDIT_FRIENDLY, None, X0, geometric(5), seeded(3), levels_at_once=0)

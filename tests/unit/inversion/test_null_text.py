@@ -210,6 +210,25 @@ def test_nothing_is_evaluated_twice():
     assert fitted.inner_steps == 21
 
 
+def test_every_step_is_told_once_with_the_path_and_the_guess_that_led_there():
+    sigmas, told, network = sigmas_of(5), [], Network()
+    chain, settings = chain_of(sigmas), NullText(CFG, 2)
+    fitted = fit(
+        network.conditional,
+        network.unconditional,
+        chain,
+        sigmas,
+        EMPTY,
+        settings,
+        on_step=lambda *step: told.append(step),
+    )
+    assert [n for n, *_ in told] == [1, 2, 3, 4, 5]
+    for n, x, guess in told:
+        above, c = fitted.latents[-n], sigmas[-n - 1] / sigmas[-n]
+        assert torch.equal(x, fitted.latents[-n - 1])
+        assert torch.allclose(x, c * above + (1 - c) * guess, rtol=1e-12)
+
+
 def test_the_losses_are_what_the_path_misses_of_the_chain():
     sigmas = sigmas_of(5)
     chain = chain_of(sigmas, pictures=2)
