@@ -16,6 +16,9 @@ SIGMA = torch.tensor(1.6, dtype=torch.float64)
 #: How strongly a prompt speaks where: in the left half, falling off to the right.
 WHERE = torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6, 0.4, 0.25, 0.1, 0.05, 0.0], dtype=torch.float64)
 
+#: A prompt raises one channel and lowers the next.
+SIGNS = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64).view(4, 1, 1)
+
 
 class Told:
     """A denoiser whose noise depends on its prompt, here more and there less; counts its rows."""
@@ -24,7 +27,7 @@ class Told:
         self.prompt, self.where, self.calls = prompt, where, []
 
     def noise(self, z):
-        return torch.tanh(z + 0.3 * z.roll(1, 1) + self.prompt * self.where)
+        return torch.tanh(z + 0.3 * z.roll(1, 1) + self.prompt * SIGNS * self.where)
 
     def __call__(self, x, sigma):
         self.calls.append(len(x))

@@ -84,7 +84,7 @@ def test_a_word_weight_that_overflows_is_refused(factor):
     with pytest.raises(PalimpsestError, match="a number from -100 to 100") as caught:
         parse_weights(f"blue: {factor}")
     assert len(str(caught.value)) <= 250
-    assert parse_weights(f"blue: {WEIGHTS[1]:g}\nred: -2") == {"blue": 100.0, "red": -2.0}
+    assert parse_weights(f"blue: {WEIGHTS[1]:g}\nred: {WEIGHTS[0]:g}") == {"blue": 100, "red": -100}
 
 
 def test_a_picture_one_cell_high_is_told_what_would_help():

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.bank import Bank
+from palimpsest.pipelines.attention.bank import Bank, beside_source
 from palimpsest.pipelines.attention.hooks import QKV, Site, attend
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.schedule import moment_at
@@ -134,6 +134,33 @@ def test_what_no_one_reads_is_not_kept():
     assert bank.empty
     assert not bank.runs(AT[2])
     assert bank.inject(SELF, qkv(1)) is None
+
+
+@dataclass(frozen=True)
+class Uncond(Borrow):
+    """A control whose unconditional rows read the source's conditional ones."""
+
+    def source_role(self, role):
+        return "cond" if role == "uncond" else None
+
+    def reads(self, site, at):
+        return site.role == "uncond" and self.active(at)
+
+
+def test_a_control_is_asked_with_the_role_of_the_targets_rows():
+    bank, source = Bank(Uncond(), at=AT[0]), qkv(1)
+    bank.record(SELF, source)
+    (term,) = bank.inject(SELF._replace(role="uncond"), qkv(1, seed=3))
+    assert torch.equal(term.v, source.v)
+    assert bank.inject(SELF, qkv(1, seed=3)) is None
+
+
+def test_nothing_is_left_after_the_last_step():
+    bank = Bank(Borrow(end=5))
+    record = lambda x, sigma: bank.record(SELF, qkv(1))
+    with beside_source(bank, record, AT[4], picture()):
+        assert not bank.empty
+    assert bank.empty and bank.at is None
 
 
 def test_a_new_step_forgets_the_last_one():

@@ -4,8 +4,14 @@ import math
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.cross_maps import MOST_LAYERS, CrossMaps, attention_map
+from palimpsest.pipelines.attention.cross_maps import (
+    MOST_LAYERS,
+    CrossMaps,
+    attention_map,
+    paired,
+)
 from palimpsest.pipelines.attention.hooks import QKV, Site
+from palimpsest.pipelines.errors import PalimpsestError
 
 
 def drawn(*shape, seed=0):
@@ -48,6 +54,8 @@ def recorded(sizes, cells, kind="cross", role="cond"):
         ([6144, 1536, 384, 96, 384], 6144, [2, 4]),  # at 512 x 768 px: 16 x 24
         ([4096, 1024, 1024, 4096], 16384, [1, 2]),  # SDXL at 1024 px has nothing below 32 x 32
         ([256, 64, 64, 64, 256], 256, [1, 2, 3]),  # the embedded model: 8 x 8
+        ([64, 1024], 4096, [1]),  # of two equally near ones the finer
+        ([1000, 62], 4096, [0]),  # 256 is nearer to 1000, by its factor; 241 would not be
     ],
 )
 def test_the_layers_nearest_to_a_quarter_of_the_side_are_taken(sizes, cells, layers):
@@ -72,6 +80,13 @@ def test_only_the_conditional_cross_attention_is_looked_at(kind, role):
     maps = recorded([64, 16], 256)
     maps.record(Site(kind, 5, role), qkv(16))
     assert len(maps.take()) == before == 1
+
+
+def test_maps_of_other_layers_are_not_compared():
+    maps = recorded([64, 16], 256).take()
+    assert [pair for pair in paired(maps, maps)] == list(zip(maps, maps, strict=True))
+    with pytest.raises(PalimpsestError, match="gives the network other sizes at one noise level"):
+        paired(maps, recorded([64, 36], 576).take())
 
 
 def test_a_call_is_forgotten_when_its_maps_are_taken():

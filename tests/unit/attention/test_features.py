@@ -82,9 +82,21 @@ def test_the_noisiest_step_is_not_served():
     assert chain.features.serve(Borrow(end=STEPS), moment_at(chain.sigmas, 1))
 
 
-def test_only_the_steps_of_the_window_are_kept_and_the_room_is_known_exactly():
-    chain, recorder, _ = invert(Borrow(end=3))
-    assert sorted(recorder.store.steps) == [1, 2]
+@dataclass(frozen=True)
+class Late(Borrow):
+    """A control that reads in the steps from `end` on."""
+
+    def active(self, at):
+        return at.step >= self.end
+
+
+@pytest.mark.parametrize(
+    ("control", "steps"),
+    [(Borrow(end=3), [1, 2]), (Borrow(end=STEPS), [1, 2, 3, 4, 5]), (Late(end=4), [4, 5])],
+)
+def test_only_the_steps_of_the_window_are_kept_and_the_room_is_known_exactly(control, steps):
+    chain, recorder, _ = invert(control)
+    assert sorted(recorder.store.steps) == steps
     held = sum(
         t.nbytes
         for kept in recorder.store.steps.values()

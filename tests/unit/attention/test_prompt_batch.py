@@ -51,9 +51,10 @@ def test_its_defaults_are_those_of_one_prompt():
 
 @pytest.mark.parametrize("step", [0, 4, 5, 6, 7, 9], ids=lambda step: f"step {step}")
 @pytest.mark.parametrize(("kind", "keys"), [("self", 16), ("cross", 77)])
-def test_every_row_is_what_its_prompt_gives_alone(kind, keys, step):
+@pytest.mark.parametrize("targets", [TARGETS, TARGETS[1:2]], ids=len)
+def test_every_row_is_what_its_prompt_gives_alone(targets, kind, keys, step):
     site, source = Site(kind, 0, "cond"), qkv(1, 16, keys, seed=1)
-    target = qkv(len(TARGETS), 16, keys, seed=2)
+    target = qkv(len(targets), 16, keys, seed=2)
 
     def controlled(control, own):
         bank = Bank(control)
@@ -61,8 +62,8 @@ def test_every_row_is_what_its_prompt_gives_alone(kind, keys, step):
         bank.record(site, source)
         return attend(own, kind, 0, ["cond"], bank.inject, sdpa)
 
-    together = controlled(rewrite_prompts(SOURCE, TARGETS, **WISHES), target)
-    for row, prompt_ in enumerate(TARGETS):
+    together = controlled(rewrite_prompts(SOURCE, targets, **WISHES), target)
+    for row, prompt_ in enumerate(targets):
         one = controlled(alone(prompt_), QKV(*(t[row : row + 1] for t in target)))
         assert float((together[row : row + 1] - one).abs().max()) < SAME
 
@@ -73,6 +74,21 @@ def test_the_batch_runs_the_source_as_long_as_any_prompt_reads_it():
     assert active == [
         any(alone(t).active(moment(step, STEPS)) for t in TARGETS) for step in range(STEPS)
     ]
+
+
+@pytest.mark.parametrize("mode", ["replace", "refine"])
+def test_a_mode_is_that_of_all_prompts(mode):
+    """Of equally many words: by itself each would be replaced."""
+    (control,) = rewrite_prompts(SOURCE, TARGETS[:1], mode=mode).controls
+    expected = rewrite_prompt(SOURCE, TARGETS[0], mode=mode)
+    assert torch.equal(control.alignment.mapping, expected.alignment.mapping)
+    other = rewrite_prompt(SOURCE, TARGETS[0], mode={"replace": "refine"}.get(mode, "replace"))
+    assert not torch.equal(control.alignment.mapping, other.alignment.mapping)
+
+
+def test_a_weight_that_no_prompt_has_a_word_for_is_refused():
+    with pytest.raises(PalimpsestError, match="horse"):
+        rewrite_prompts(SOURCE, TARGETS[:1], weights={"horse": 2.0})
 
 
 def test_the_source_is_read_where_any_control_reads_it():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from palimpsest.pipelines.attention.prompt_to_prompt import parse_weights
+from palimpsest.pipelines.attention.prompt_to_prompt import parse_weights, rewrite_prompt
 from palimpsest.pipelines.attention.tokens import (
     PromptTokens,
     Word,
@@ -137,6 +137,14 @@ def test_every_word_reads_the_word_it_replaces_and_nothing_else(prompts):
     for s, t in zip(source.words, target.words, strict=True):
         read = mapping[:, list(t.positions)].sum(1).nonzero().flatten().tolist()
         assert read == list(s.positions)
+
+
+@pytest.mark.parametrize("quirk", [False, True])
+def test_a_control_has_the_tail_that_is_asked_for(quirk):
+    source, target = (prompt(t, 8, **SIZES) for t in ("tyrannosaurus sits", "cat sits"))
+    made = rewrite_prompt(source, target, published_tail=quirk).alignment
+    mappings = [replace_words(source, target, published_tail=q).mapping for q in (quirk, not quirk)]
+    assert torch.equal(made.mapping, mappings[0]) and not torch.equal(*mappings)
 
 
 def test_the_published_tail_loses_tokens_and_ours_does_not():
