@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..hosts.comfy.edits.edit import BoundControl
 from ..hosts.comfy.words import encode_batch, prompt_tokens
 from ..pipelines.attention.bank import Control as AnyControl
+from ..pipelines.attention.masactrl import MasaCtrl
 from ..pipelines.attention.prompt_batch import rewrite_prompts
 from ..pipelines.attention.prompt_to_prompt import Mode, parse_weights, rewrite_prompt
 from ..pipelines.attention.tokens import PromptTokens
@@ -67,6 +68,31 @@ ONE_PER_LINE = io.Boolean.Input(
     "at once, as a batch, from one picture.",
     advanced=True,
 )
+START = io.Float.Input(
+    "start",
+    default=0.08,
+    min=0.0,
+    max=1.0,
+    step=0.02,
+    tooltip="The part of the steps before looks are taken from the picture: the prompt lays the "
+    "picture out in it. Raise it where the pose does not change.",
+)
+START_LAYER = io.Float.Input(
+    "start_layer",
+    default=0.625,
+    min=0.0,
+    max=1.0,
+    step=0.005,
+    tooltip="The part of the network's layers before that: 0.625 is layer 10 of SD 1.x's 16 and 44 "
+    "of SDXL's 70. Lower keeps more of the picture, also of its layout.",
+)
+UNION = io.Boolean.Input(
+    "union",
+    default=False,
+    optional=True,
+    tooltip="Look at the new picture beside the old one: for what the picture does not have.",
+    advanced=True,
+)
 
 
 class PromptToPrompt(Node):
@@ -124,7 +150,8 @@ class PromptToPrompt(Node):
         words, *targets = (prompt_tokens(clip, text) for text in (source, *prompts))
         control = _control(words, targets, parse_weights(weights), **wishes)
         before, after = encode_batch(clip, [source]), encode_batch(clip, prompts)
-        return io.NodeOutput(BoundControl(control, before[0][0], after[0][0]), before, after)
+        bound = BoundControl(control, before[0][0], after[0][0], "Prompt-to-Prompt")
+        return io.NodeOutput(bound, before, after)
 
 
 def _control(
@@ -158,4 +185,33 @@ def _lines(text: str) -> list[str]:
     return prompts
 
 
-NODES = [PromptToPrompt]
+class MasaCtrlNode(Node):
+    """MasaCtrl: change what a thing does, keep what it looks like."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestMasaCtrl",
+            display_name="MasaCtrl",
+            category="palimpsest/control",
+            description="Lets pose and shape follow the target prompt and takes the looks, colours "
+            "and textures, from the picture. Gives the control to Edit.",
+            search_aliases=[
+                "masactrl",
+                "mutual self-attention",
+                "attention control",
+                "non-rigid edit",
+                "change pose",
+                "real image editing",
+            ],
+            inputs=[START, START_LAYER, UNION],
+            outputs=[Control.Output(display_name="control", tooltip="For Edit's control input.")],
+        )
+
+    @classmethod
+    def run(cls, start: float, start_layer: float, union: bool = False) -> io.NodeOutput:
+        control = MasaCtrl((start, 1.0), (start_layer, 1.0), union)
+        return io.NodeOutput(BoundControl(control, name="MasaCtrl"))
+
+
+NODES = [PromptToPrompt, MasaCtrlNode]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from .attention.bank import Bank, Control, source_roles
+from .attention.bank import Bank, Control, over_one_row, source_roles
 from .correction import DIRECT_INVERSION, Correction, correction_along
 from .denoiser import constant
 from .editing import Branches, Edit, Editing
@@ -64,18 +64,27 @@ def _bank(
     """The bank of a control, with the inversion's features where they are this source's."""
     if control is None:
         return None
+    source, _ = _asked(trajectory)
+    if len(source_roles(control)) > 1 and lender.one_row(source):
+        control = over_one_row(control)
     kept = trajectory.features
     same = kept is not None and kept.key == lender.features_key()
     return Bank(control, kept if correction.on_chain and same else None)
 
 
-def _branches(trajectory: Trajectory, lender: Lender, bank: Bank | None) -> Branches:
-    """The denoisers, under what the trajectory carries."""
+def _asked(trajectory: Trajectory) -> tuple[Asked, Asked]:
+    """What source and target are denoised under, with what the trajectory carries."""
     source, target = Asked("source"), Asked("target")
     if trajectory.recipe.source_cfg is not None:
         source = replace(source, guidance=constant(trajectory.recipe.source_cfg))
     for carried in trajectory.carried:
         source, target = carried.asked(trajectory, source, target)
+    return source, target
+
+
+def _branches(trajectory: Trajectory, lender: Lender, bank: Bank | None) -> Branches:
+    """The denoisers, under what the trajectory carries."""
+    source, target = _asked(trajectory)
     if bank is None:
         repeats = _repeats(trajectory, lender, source, target)
         plain = lender.denoiser(target)

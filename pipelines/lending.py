@@ -77,6 +77,10 @@ class Lender(Protocol):
         """
         ...
 
+    def one_row(self, asked: Asked) -> bool:
+        """Whether both rows of a branch are shown the same; False where that cannot be told."""
+        ...
+
     def key(self, asked: Asked) -> str:
         """What tells the branch's guided prediction from others, as text; "" where nothing does."""
         ...

@@ -141,6 +141,8 @@ class Maps:
                 (attn.to_v, context),
             )
         )
+        if self.editor is not None:
+            k, v = self.editor.read(k, v, self.cross)
         maps = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)
         if self.editor is not None:
             maps = self.editor(maps, self.cross)
@@ -173,6 +175,12 @@ class Controller:
     equalizer: torch.Tensor
     step: int = 0
 
+    def begin(self, step):
+        self.step = step
+
+    def read(self, k, v, cross):
+        return k, v
+
     def __call__(self, maps, cross):
         source, target = maps[2], maps[3]
         if cross:
@@ -190,6 +198,30 @@ class Controller:
         else:
             rewritten = source[..., self.mapper] * (1 - self.new) + target * self.new
         return rewritten * self.equalizer
+
+
+@dataclass
+class Mutual:
+    """MasaCtrl's editor: it counts the self-attentions of a call."""
+
+    start_step: int
+    start_layer: int
+    step: int = 0
+    layer: int = 0
+
+    def begin(self, step):
+        self.step, self.layer = step, 0
+
+    def read(self, k, v, cross):
+        if cross:
+            return k, v
+        self.layer += 1
+        if self.step < self.start_step or self.layer - 1 < self.start_layer:
+            return k, v
+        return k[[0, 0, 2, 2]], v[[0, 0, 2, 2]]
+
+    def __call__(self, maps, cross):
+        return maps
 
 
 def positions(text, wanted):
@@ -255,6 +287,8 @@ def refinement_mapper(source, target):
 
 def make_controller(settings):
     """The controller that a case's settings ask for."""
+    if "masactrl" in settings["method"]:
+        return Mutual(settings["start_step"], settings["start_layer"])
     source, target = settings["prompt_src"], settings["prompt_tar"]
     windows = dict(settings["cross_replace_steps"])
     alpha = torch.zeros(settings["steps"] + 1, MAX_TOKENS, dtype=torch.float64)
@@ -296,6 +330,11 @@ class Run:
     nfe: dict = field(default_factory=dict)
     nulls: dict = field(default_factory=dict)
 
+    @property
+    def source(self):
+        """The prompt that the picture is inverted and walked under; MasaCtrl has one of its own."""
+        return self.settings.get("prompt_src_branch", self.settings.get("prompt_src"))
+
     def noise(self, z, t, prompts, part):
         """Predicted noise of every row; `part` is the account its cost goes to."""
         known = [text if isinstance(text, torch.Tensor) else encode(text)[2] for text in prompts]
@@ -307,7 +346,7 @@ class Run:
 
     def guided(self, z, t, part):
         """Guided noise of [source, target]."""
-        texts = self.settings["prompt_src"], self.settings["prompt_tar"]
+        texts = self.source, self.settings["prompt_tar"]
         negative = texts[0] if "negative-prompt" in self.settings["method"] else ""
         negative = self.nulls.get(t, negative)
         rows = [negative, negative, *texts]
@@ -339,7 +378,7 @@ class Run:
         latents = [self.x0]
         for t in reversed(self.settings["timesteps"]):
             z = latents[-1]
-            noise = self.noise(z, t, [self.settings["prompt_src"]], "inversion")
+            noise = self.noise(z, t, [self.source], "inversion")
             latents.append(self.move(noise, self.level(self.below(t)), self.level(t), z))
         return torch.stack(latents)
 
@@ -384,7 +423,7 @@ class Run:
         visited = [start.expand(2, -1, -1, -1)]
         for i, t in enumerate(self.settings["timesteps"]):
             if controller is not None:
-                controller.step = i
+                controller.begin(i)
             z = visited[-1]
             noise = self.guided(z, t, "edit")
             z = self.move(noise, self.level(t), self.level(self.below(t)), z)
@@ -418,6 +457,13 @@ def run_uncorrected(run):
     return edited(run, latents[-1], None)
 
 
+def run_drifting_masactrl(run):
+    """Published under guidance in both rows, which are shown the same."""
+    latents = run.invert()
+    run.nfe["inversion"]["samples"] *= 2
+    return edited(run, latents[-1], None) | {"inv_traj": latents.flatten(0, 1)}
+
+
 def run_negative_prompt(run):
     return edited(run, run.invert()[-1], None)
 
@@ -449,6 +495,12 @@ EDIT = {
     "self_replace_steps": 0.6,
     "blend_words": None,
     "eq_params": None,
+}
+MASA = {
+    "prompt_src_branch": "",
+    "prompt_tar": PROMPTS["replace"],
+    "start_step": 1,
+    "start_layer": 2,
 }
 P2P = "PnPInversion directinversion+p2p"
 NPI = "PnPInversion negative-prompt-inversion"
@@ -509,6 +561,29 @@ CASES = {
             "cross_replace_steps": {"default_": 0.7},
         },
     ),
+    "di_masactrl": (
+        run_direct_inversion,
+        (1,),
+        MASA | {"method": "PnPInversion directinversion+masactrl"},
+    ),
+    "di_masactrl_prompt": (
+        run_direct_inversion,
+        (2,),
+        MASA
+        | {
+            "method": "PnPInversion directinversion+masactrl",
+            "prompt_src_branch": PROMPTS["src"],
+            "prompt_tar": PROMPTS["longer"],
+            "start_step": 2,
+            "start_layer": 1,
+            "steps": 6,
+        },
+    ),
+    "ddim_masactrl": (
+        run_drifting_masactrl,
+        (1,),
+        MASA | {"method": "PnPInversion ddim+masactrl"},
+    ),
     "nti_p2p_replace": (
         run_null_text,
         (1,),
@@ -548,7 +623,9 @@ CASES = {
 def settings_of(name):
     """All settings of a case."""
     loop, shape, own = CASES[name]
-    settings = {"steps": 8, "guidance_scale": 7.5, "prompt_src": PROMPTS["src"]} | own
+    settings = {"steps": 8, "guidance_scale": 7.5} | own
+    if "prompt_src_branch" not in own:
+        settings["prompt_src"] = own.get("prompt_src", PROMPTS["src"])
     steps = settings["steps"]
     settings["timesteps"] = [1 + k * (1000 // steps) for k in reversed(range(steps))]
     settings |= {"steps_offset": 1, "final_alpha_cumprod": float(ALPHAS[0].float())}

@@ -14,6 +14,7 @@ from .edict import run_edict
 from .edit import run_direct_inversion, run_inversion, run_offsets, run_uncorrected
 from .edit_friendly import run_edit_friendly
 from .golden import Case, Folder, Result, open_folder
+from .masactrl import run_masactrl, run_uncorrected_masactrl
 from .negative_prompt import run_negative_prompt
 from .null_text import run_null_text
 from .sde import run_copy_paste, run_cycle, run_drag, run_sdedit, run_step
@@ -33,6 +34,8 @@ def runner_of(case: Case) -> Runner | None:
         ("PnPInversion DirectInversion.invert", run_offsets),
         ("PnPInversion directinversion+p2p", run_direct_inversion),
         ("PnPInversion ddim+p2p", run_uncorrected),
+        ("PnPInversion directinversion+masactrl", run_masactrl),
+        ("PnPInversion ddim+masactrl", run_uncorrected_masactrl),
         ("PnPInversion negative-prompt-inversion", run_negative_prompt),
         ("PnPInversion null-text-inversion+p2p", run_null_text),
         ("EDICT", run_edict),

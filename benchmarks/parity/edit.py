@@ -10,6 +10,7 @@ from ...hosts.diffusers.prompt import Prompt
 from ...pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
 from ...pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction, residual
 from ...pipelines.denoiser import RowCount
+from ...pipelines.editing import Edit
 from ...pipelines.rows import Rows
 from ...pipelines.schedule import step_down, vp_scale
 from ...pipelines.trajectory import Trajectory
@@ -82,6 +83,12 @@ def edit_along(
         keep_source=True,
         rows=rows,
     )
+    return Result(walked_beside(case, whole), rows.rows)
+
+
+def walked_beside(case: Case, whole: Edit) -> dict[str, float]:
+    """Errors of both rows of an edit, at its end and where the case has it at every level."""
+    trajectory = whole.trajectory
     walked = [Rows(trajectory.start, trajectory.start)]
     for i in range(trajectory.steps):
         walked.append(whole.step(i, walked[-1]))
@@ -90,7 +97,7 @@ def edit_along(
     errors = rowwise("final", ours[:, -1], case.tensors["final"])
     if "traj" in case.tensors:
         errors |= rowwise("traj", ours, by_row(case, "traj"))
-    return Result(errors, rows.rows)
+    return errors
 
 
 def control_of(case: Case, source: Prompt, target: Prompt) -> PromptToPrompt:

@@ -53,15 +53,16 @@ def hooked_options(model: BaseModel, options: dict[str, Any], hook: AttentionHoo
     options = comfy.model_patcher.create_model_options_clone(options)
     transformer = options.setdefault("transformer_options", {})
     replaced = transformer.setdefault("patches_replace", {})
+    blocks = transformer_blocks(model.diffusion_model)
     for name, kind in PATCH_NAMES.items():
         before = replaced.get(name, {})
         replaced[name] = before | {
             (block, number, index): _replacement(
-                hook, kind, layer, before.get((block, number, index), before.get((block, number)))
+                hook,
+                Site(kind, layer, "cond", layers=len(blocks)),
+                before.get((block, number, index), before.get((block, number))),
             )
-            for layer, (block, number, index) in enumerate(
-                transformer_blocks(model.diffusion_model)
-            )
+            for layer, (block, number, index) in enumerate(blocks)
         }
     return options
 
@@ -97,9 +98,7 @@ def _transformers(unet: UNetModel) -> list[tuple[str, int, SpatialTransformer]]:
     ]
 
 
-def _replacement(
-    hook: AttentionHook, kind: Kind, layer: int, previous: Replacement | None
-) -> Replacement:
+def _replacement(hook: AttentionHook, place: Site, previous: Replacement | None) -> Replacement:
     """The attention of one place, with the hook in it for the rows of our own calls."""
 
     def replace(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> Tensor:
@@ -119,14 +118,14 @@ def _replacement(
         if call is None:
             return left_alone()
         call.check_whole(extra, extra["original_shape"][0], extra["original_shape"][2:])
-        own = _own_tokens(whole, kind, call, extra)
+        own = _own_tokens(whole, place.kind, call, extra)
         asked: list[Any] = []
 
         def ask(site: Site, part: QKV) -> tuple[QKV, ...] | None:
             asked.append(of_ours(hook)(site, part))
             return asked[-1]
 
-        out = attend(own, kind, layer, roles, ask, sdpa)
+        out = attend(own, place, roles, ask, sdpa)
         if previous is None and own is whole:
             return out
         return out + (left_alone() - sdpa(own)) if any(asked) else left_alone()

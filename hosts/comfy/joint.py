@@ -11,7 +11,7 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import create_model_options_clone
 from torch import Tensor
 
-from ...pipelines.attention.hooks import QKV, AttentionHook, attend
+from ...pipelines.attention.hooks import QKV, AttentionHook, Site, attend
 from .calls import call_of, of_ours
 
 #: Core's one slot for another attention: (its function, q, k, v, heads, ...) -> out.
@@ -42,7 +42,8 @@ def joint_options(model: BaseModel, options: dict[str, Any], hook: AttentionHook
     options = create_model_options_clone(options)
     transformer = options.setdefault("transformer_options", {})
     patches = transformer.setdefault("patches", {})
-    before, text, doubles = transformer.get(OVERRIDE), _Text(), _double_blocks(model)
+    before, text = transformer.get(OVERRIDE), _Text()
+    doubles, singles = _blocks(model)
 
     def override(
         func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, **rest: Any
@@ -60,7 +61,8 @@ def joint_options(model: BaseModel, options: dict[str, Any], hook: AttentionHook
         call.check_whole(extra, len(q), call.size)
         qkv = QKV(*(t.transpose(1, 2).flatten(2) for t in (q, k, v)))
         layer = extra["block_index"] + (doubles if single else 0)
-        return attend(qkv, "joint", layer, roles, of_ours(hook), sdpa, text.tokens)
+        place = Site("joint", layer, "cond", text=text.tokens, layers=doubles + singles)
+        return attend(qkv, place, roles, of_ours(hook), sdpa)
 
     patches["attn1_patch"] = [*patches.get("attn1_patch", []), text.look]
     transformer[OVERRIDE] = override
@@ -72,8 +74,9 @@ def _by_head(tokens: Tensor, heads: int) -> Tensor:
     return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def _double_blocks(model: BaseModel) -> int:
+def _blocks(model: BaseModel) -> tuple[int, int]:
+    """How many blocks it has of two streams, and of one."""
     network = model.diffusion_model
     if not isinstance(network, Flux):
         raise TypeError(f"{type(network).__name__} has no joint attention that is known here.")
-    return len(network.double_blocks)
+    return len(network.double_blocks), len(network.single_blocks)

@@ -108,13 +108,18 @@ def check_trajectory(model: ModelPatcher, trajectory: Trajectory) -> None:
         )
 
 
-def check_owner(own: Tensor, conditioning: Conditioning, role: str) -> None:
-    """Refuse a conditioning that the control's words do not belong to."""
+def check_one_entry(conditioning: Conditioning, role: str) -> None:
+    """Refuse several prompts where a control reads the attention of one."""
     if len(conditioning) != 1:
         raise PalimpsestError(
             f"The {role} conditioning has {len(conditioning)} entries, a control takes one: "
             "combine or area nodes cannot be used with it."
         )
+
+
+def check_owner(own: Tensor, conditioning: Conditioning, role: str) -> None:
+    """Refuse a conditioning that the control's words do not belong to."""
+    check_one_entry(conditioning, role)
     given = conditioning[0][0]
     if given.shape != own.shape or not torch.equal(given.cpu(), own.cpu()):
         raise PalimpsestError(

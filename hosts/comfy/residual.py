@@ -10,7 +10,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from comfy.model_base import BaseModel
 from torch import Tensor
 
-from ...pipelines.attention.hooks import FeatureHook, hooked_feature
+from ...pipelines.attention.hooks import FeatureHook, Site, hooked_feature
 from .calls import call_of, of_ours
 
 #: Core's patch point: pairs of a class of layers and what is called in their place.
@@ -37,7 +37,8 @@ def feature_options(model: BaseModel, options: dict[str, Any], hook: FeatureHook
         around = block.skip_connection(x)
         call.check_whole(extra, extra["original_shape"][0], extra["original_shape"][2:])
         feature = out - around
-        hooked = hooked_feature(feature, blocks[id(block)], roles, of_ours(hook))
+        place = Site("features", blocks[id(block)], "cond", layers=len(blocks))
+        hooked = hooked_feature(feature, place, roles, of_ours(hook))
         return out if hooked is feature else around + hooked
 
     patches[PATCHES] = [(ResBlock, handle), *before]

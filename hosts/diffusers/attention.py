@@ -10,8 +10,8 @@ from ...pipelines.attention.hooks import (
     AttentionHook,
     FeatureHook,
     Hooks,
-    Kind,
     Role,
+    Site,
     attend,
     hooked_feature,
 )
@@ -47,12 +47,14 @@ def _processors(
         return
     before = []
     try:
-        for layer, block in enumerate(transformer_blocks(unet)):
+        blocks = transformer_blocks(unet)
+        for layer, block in enumerate(blocks):
             for kind, attention in (("self", block.attn1), ("cross", block.attn2)):
                 if attention is None:  # a block may be without the one or the other
                     continue
                 before.append((attention, attention.processor))
-                own = _HookedProcessor(hooks.attention, kind, layer, tuple(roles), values)
+                place = Site(kind, layer, "cond", layers=len(blocks))
+                own = _HookedProcessor(hooks.attention, place, tuple(roles), values)
                 attention.set_processor(own)
         yield
     finally:
@@ -69,18 +71,21 @@ def _watched_blocks(
         yield
         return
 
-    def watch(layer: int) -> Callable[..., Tensor]:
+    def watch(place: Site) -> Callable[..., Tensor]:
         def after(block: nn.Module, inputs: tuple, out: Tensor) -> Tensor:
             around = inputs[0] if block.conv_shortcut is None else block.conv_shortcut(inputs[0])
             scale = block.output_scale_factor
             feature = out * scale - around
-            hooked = hooked_feature(feature, layer, roles, hook)
+            hooked = hooked_feature(feature, place, roles, hook)
             return out if hooked is feature else (around + hooked) / scale
 
         return after
 
-    blocks = enumerate(residual_blocks(unet))
-    handles = [block.register_forward_hook(watch(layer)) for layer, block in blocks]
+    blocks = residual_blocks(unet)
+    handles = [
+        block.register_forward_hook(watch(Site("features", layer, "cond", layers=len(blocks))))
+        for layer, block in enumerate(blocks)
+    ]
     try:
         yield
     finally:
@@ -114,13 +119,12 @@ class _HookedProcessor:
     def __init__(
         self,
         hook: AttentionHook | None,
-        kind: Kind,
-        layer: int,
+        place: Site,
         roles: tuple[Role, ...],
         values: Tensor | None,
     ) -> None:
-        self.hook, self.kind, self.layer, self.roles = hook, kind, layer, roles
-        self.values = values if kind == "cross" else None
+        self.hook, self.place, self.roles = hook, place, roles
+        self.values = values if place.kind == "cross" else None
 
     def __call__(
         self,
@@ -141,7 +145,7 @@ class _HookedProcessor:
         if self.hook is None:
             out = sdpa(qkv)
         else:
-            out = attend(qkv, self.kind, self.layer, self.roles, self.hook, sdpa)
+            out = attend(qkv, self.place, self.roles, self.hook, sdpa)
         return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
 
 

@@ -72,6 +72,11 @@ class Prompts:
         prompt, embedding = self.negative, asked.negative
         return prompt if embedding is None else lambda s: replace(prompt, embedding=embedding(s))
 
+    def one_row(self, asked: Asked) -> bool:
+        """Whether the prompt of a branch is the negative prompt."""
+        plain = asked.negative is None and asked.values is None
+        return plain and self._named(asked).key == self.negative.key
+
     def key(self, asked: Asked, cfg: float) -> str:
         """What tells the guided prediction of a branch from others; "" where nothing does.
 

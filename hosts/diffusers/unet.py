@@ -283,6 +283,10 @@ class Lent:
         wanted = {role: every[role] for role in roles}
         return self.unet.rows_of(wanted, hooks=asked.hooks, rows=self.rows)
 
+    def one_row(self, asked: Asked) -> bool:
+        """Whether the prompt of a branch is the negative prompt."""
+        return self.prompts.one_row(asked)
+
     def key(self, asked: Asked) -> str:
         """What tells the guided prediction of a branch from others; "" where nothing does."""
         return self.prompts.key(asked, self.cfg)

@@ -9,7 +9,6 @@ from ...hosts.comfy.edits.edit import BoundControl
 from ...hosts.comfy.inversions.ddim import invert_ddim
 from ...hosts.comfy.inversions.features import MIB, feature_store, features_text
 from ...hosts.comfy.inversions.picture import Picture
-from ...hosts.comfy.refusals import check_owner
 from ...pipelines.attention.features import FeatureRecorder
 from ...pipelines.couplings import Convention
 from ...pipelines.errors import PalimpsestError
@@ -153,7 +152,7 @@ class SourceFeatures:
                 f"source_features is {self.source_features}, but no control is connected: connect "
                 "the control that Edit will use, or set source_features to off."
             )
-        check_owner(self.control.source, picture.positive, "positive")
+        self.control.check_source(picture.positive, "positive")
         budget, store = self.feature_budget * MIB, feature_store(self.source_features)
         return FeatureRecorder(self.control.control, picture.sigmas, budget, store)
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..schedule import Moment, moment_at, moment_of
-from .bank import Control, read_by_target
+from .bank import Control, read_by_target, source_roles
 from .hooks import QKV, Hooks, Site
 
 #: What one step keeps.
@@ -42,7 +43,8 @@ class Features:
 
     Attributes:
         every: All attentions of the network, as the inversion saw them.
-        sites: Per step, counted from the noisiest level, what was kept.
+        sites: Per step, counted from the noisiest level, where something was kept.
+        parts: Which of an attention's tensors were kept, by name.
         read: Gives the features of a step.
         key: What they depend on besides the chain, as text: the source's prompt and the model.
         bytes: The room they take.
@@ -50,14 +52,29 @@ class Features:
 
     every: frozenset[Site]
     sites: Mapping[int, frozenset[Site]]
+    parts: frozenset[str]
     read: Callable[[int], Kept]
     key: str
     bytes: int
 
     def serve(self, control: Control, at: Moment) -> bool:
-        """Whether all that a control reads in a step was kept."""
-        wanted = (site for site in self.every if read_by_target(control, site, at))
+        """Whether all that a control reads in a step was kept, of all rows that it reads."""
+        if not {site.role for site in self.every}.issuperset(source_roles(control)):
+            return False
+        wanted = [site for site in self.every if read_by_target(control, site, at)]
+        if not all(self.parts.issuperset(parts_kept(control, site)) for site in wanted):
+            return False
         return at.step in self.sites and self.sites[at.step].issuperset(wanted)
+
+
+def parts_kept(control: Control, site: Site) -> frozenset[str]:
+    """Names of the tensors of an attention that a control reads of its source."""
+    shown = torch.zeros(1).expand(1, max(site.tokens, 1), 1)
+    return _names(control.kept(site, QKV(shown, shown, shown)))
+
+
+def _names(part: QKV) -> frozenset[str]:
+    return frozenset(name for name, t in part._asdict().items() if t is not None)
 
 
 @dataclass
@@ -80,6 +97,7 @@ class FeatureRecorder:
     _sizes: dict[Site, int] = field(default_factory=dict)
     _kept: dict[int, frozenset[Site]] = field(default_factory=dict)
     _now: dict[Site, QKV] = field(default_factory=dict)
+    _parts: frozenset[str] = frozenset()
     _at: Moment | None = None
 
     @property
@@ -97,6 +115,7 @@ class FeatureRecorder:
         if self.needed is None:
             part = self.control.kept(site, qkv)
             self._sizes[site] = sum(t.nbytes for t in part if t is not None)
+            self._parts |= _names(part)
         elif self.fits and read_by_target(self.control, site, self._at):
             self._now[site] = self.control.kept(site, qkv)
 
@@ -142,4 +161,5 @@ class FeatureRecorder:
             return None
         # The noisiest level is only seen on the way to it, not where the chain ends.
         sites = {step: kept for step, kept in self._kept.items() if step > 0}
-        return Features(frozenset(self._sizes), sites, self.store.read, key, self.needed)
+        every = frozenset(self._sizes)
+        return Features(every, sites, self._parts, self.store.read, key, self.needed)

@@ -27,6 +27,7 @@ class Site(NamedTuple):
         role: Which branch of the guidance the rows belong to.
         tokens: Queries of the attention, or cells of the feature map.
         text: How many of the keys of a joint attention, the first ones, are text.
+        layers: How many places of that sort the network has.
     """
 
     kind: Kind
@@ -34,6 +35,7 @@ class Site(NamedTuple):
     role: Role
     tokens: int = 0
     text: int = 0
+    layers: int = 0
 
 
 class QKV(NamedTuple):
@@ -99,27 +101,23 @@ def _first_answer(hooks: list[Callable]) -> Callable | None:
 
 def attend(
     qkv: QKV,
-    kind: Kind,
-    layer: int,
+    place: Site,
     roles: Sequence[Role],
     hook: AttentionHook,
     sdpa: Callable[[QKV], Tensor],
-    text: int = 0,
 ) -> Tensor:
     """One attention call of a host, with a hook in it.
 
     Args:
         qkv: The whole batch; equal parts of it belong to the branches of the guidance.
-        kind: Self-, cross- or joint attention.
-        layer: Position among the transformer blocks.
+        place: Where it is; role and tokens are those of each part.
         roles: Branch of each part, in order.
         hook: Asked for each part.
         sdpa: The host's fused attention.
-        text: See `Site`.
     """
     parts = [QKV(*part) for part in zip(*(t.chunk(len(roles)) for t in qkv), strict=True)]
     sums = [
-        hook(Site(kind, layer, role, part.q.shape[1], text), part)
+        hook(place._replace(role=role, tokens=part.q.shape[1]), part)
         for role, part in zip(roles, parts, strict=True)
     ]
     if not any(sums):
@@ -140,19 +138,21 @@ def _first_terms(terms: list[QKV], sdpa: Callable[[QKV], Tensor]) -> list[Tensor
     return list(sdpa(joined).chunk(len(terms)))
 
 
-def hooked_feature(feature: Tensor, layer: int, roles: Sequence[Role], hook: FeatureHook) -> Tensor:
+def hooked_feature(
+    feature: Tensor, place: Site, roles: Sequence[Role], hook: FeatureHook
+) -> Tensor:
     """What a residual block of a host adds to its input, with a hook in it.
 
     Args:
         feature: [rows, C, h, w] of the whole batch, as in `attend`.
-        layer: Position among the residual blocks.
+        place: Which residual block it is of; role and tokens are those of each part.
         roles: Branch of each equal part of the batch, in order.
         hook: Asked for each part.
     """
     parts = feature.chunk(len(roles))
     cells = feature.shape[-2:].numel()
     answers = [
-        hook(Site("features", layer, role, cells), part)
+        hook(place._replace(role=role, tokens=cells), part)
         for role, part in zip(roles, parts, strict=True)
     ]
     if all(answer is None for answer in answers):

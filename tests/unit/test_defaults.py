@@ -29,8 +29,9 @@ DEFAULTS = {
     },
     "attention.tokens.replace_words": {"published_tail": False},
     "attention.words.Word": {"cuts": (), "glued": False},
-    "attention.hooks.Site": {"tokens": 0, "text": 0},
-    "attention.hooks.attend": {"text": 0},
+    "attention.hooks.Site": {"tokens": 0, "text": 0, "layers": 0},
+    # MasaCtrl: from step 4 of 50 and layer 10 of 16, as published.
+    "attention.masactrl.MasaCtrl": {"steps": (0.08, 1.0), "layers": (0.625, 1.0), "union": False},
     # SDE-Drag: the published brush, and two cells a step.
     "copy_paste.Brush": {"radius": 5, "alpha": 1.1, "beta": 0.3, "full_border": True},
     "drag.plan": {"stride": 2, "early_stop": False, "still": False},

@@ -36,6 +36,7 @@ class Host:
     asked: list = field(default_factory=list)
     runs: list = field(default_factory=list)
     keys: dict = field(default_factory=dict)
+    source_is_negative: bool = False
 
     def denoiser(self, asked):
         self.asked.append(asked)
@@ -43,6 +44,9 @@ class Host:
 
     def recorder(self, asked, roles):
         return self._run(asked, tuple(roles))
+
+    def one_row(self, asked):
+        return asked.negative is None and self.source_is_negative
 
     def key(self, asked):
         return self.keys.get(asked.prompt, "")
@@ -137,6 +141,27 @@ def test_only_the_rows_that_a_control_reads_are_run_of_the_source(roles, runs):
     edit_along(recorded(), host, control=Values(roles, end=2)).run()
     of_source = [sorted(found) for prompt, found, _ in host.runs if prompt == "source"]
     assert of_source == [sorted(runs)] * 2
+
+
+@pytest.mark.parametrize("control", [Values, Blocks], ids=["attention", "features"])
+def test_a_source_whose_prompt_is_the_negative_runs_one_row_for_both_branches(control):
+    """And the edit is what two rows would have made of it, as they say the same."""
+    both = control({"cond": "cond", "uncond": "uncond"}, end=2)
+    runs, latents = [], []
+    for same in (True, False):
+        host = Host(source_is_negative=same)
+        latents.append(edit_along(recorded(), host, control=both).run().latent)
+        runs.append([sorted(found) for prompt, found, _ in host.runs if prompt == "source"])
+    assert runs == [[["cond"]] * 2, [["cond", "uncond"]] * 2]
+    assert torch.equal(*latents)
+
+
+def test_where_the_negative_is_another_the_source_has_two_rows():
+    chain = recorded().with_carried(NegativeEmbedding(picture(1, 1, 2, 3)))
+    both, host = Values({"cond": "cond", "uncond": "uncond"}), Host(source_is_negative=True)
+    edit_along(chain, host, control=both).run()
+    of_source = [sorted(found) for prompt, found, _ in host.runs if prompt == "source"]
+    assert of_source == [["cond", "uncond"]] * STEPS
 
 
 @pytest.mark.parametrize("control", [Values(ONE), Blocks(ONE)], ids=["attention", "features"])

@@ -11,7 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....pipelines.attention.bank import Control
+from ....pipelines.attention.bank import Control, source_roles
 from ....pipelines.attention.hooks import Role
 from ....pipelines.correction import Correction
 from ....pipelines.denoiser import Denoiser
@@ -24,28 +24,52 @@ from ....pipelines.trajectory import Trajectory
 from ..attention import require_unet
 from ..coordinates import coordinates_of, host_levels
 from ..cost import Spent
-from ..fingerprint import features_key, guided_key
+from ..fingerprint import conditioning_key, features_key, guided_key
 from ..guidance import BranchGuider, Conditioning, Conds
 from ..inversions.proximal import check_proximal
 from ..masks import check_mask_fits, latent_mask
-from ..refusals import check_owner, check_trajectory
+from ..refusals import check_one_entry, check_owner, check_trajectory
 from ..session import Session, run
 from ..value_patch import with_values
 
 
 @dataclass(frozen=True, eq=False)
 class BoundControl:
-    """A control and the two conditionings it was made for.
+    """A control, and the two conditionings it was made for where it is about their words.
 
     Attributes:
         control: The attention control.
-        source: [1, tokens, channels] embedding of the source prompt.
-        target: [prompts, tokens, channels] embeddings of the target prompts, mostly of one.
+        source: [1, tokens, channels] embedding of the source prompt; None takes any.
+        target: [prompts, tokens, channels] embeddings of the target prompts, mostly of one; None
+            takes any.
+        name: Of the node that made it, for messages.
     """
 
     control: Control
-    source: Tensor
-    target: Tensor
+    source: Tensor | None = None
+    target: Tensor | None = None
+    name: str = "Prompt-to-Prompt"
+
+    def check_source(self, source: Conditioning, role: str) -> None:
+        """Refuse a source whose attention the control could not read.
+
+        Args:
+            source: Conditioning of the source prompt.
+            role: The name of that input, for messages.
+        """
+        check_one_entry(source, role)
+        if self.source is not None:
+            check_owner(self.source, source, role)
+
+    def check_prompts(
+        self, source: Conditioning, target: Conditioning, negative: Conditioning
+    ) -> None:
+        """Refuse conditionings that it was not made for, or could not read."""
+        self.check_source(source, "source")
+        if self.target is not None:
+            check_owner(self.target, target, "target")
+        if "uncond" in source_roles(self.control):
+            check_one_entry(negative, "negative")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +112,8 @@ class EditRequest:
             carried.check_edit(self.cfg)
         check_proximal(self.model, self.trajectory)
         if self.control is not None:
-            require_unet(self.model.model, "Prompt-to-Prompt", instead="edit without the control")
-            check_owner(self.control.source, self.source, "source")
-            check_owner(self.control.target, self.target, "target")
+            require_unet(self.model.model, self.control.name, instead="edit without the control")
+            self.control.check_prompts(self.source, self.target, self.negative)
         prompts, pictures = self.prompts, len(self.trajectory.origin)
         if prompts > 1 and pictures not in (1, prompts):
             raise PalimpsestError(
@@ -175,12 +198,19 @@ class Lent:
 
         return record
 
+    def one_row(self, asked: Asked) -> bool:
+        """Whether the prompt of a branch is the negative prompt."""
+        if asked.negative is not None or asked.values is not None:
+            return False
+        key = conditioning_key(self._prompt(asked))
+        return bool(key) and key == conditioning_key(self.request.negative)
+
     def key(self, asked: Asked) -> str:
         """What tells the guided prediction of a branch from others; "" where nothing does."""
         request = self.request
         if asked.negative is not None or asked.values is not None:
             return ""
-        positive = request.source if asked.prompt == "source" else request.target
+        positive = self._prompt(asked)
         # A guidance that is not the edit's own is the same at every level here.
         cfg = request.cfg if asked.guidance is None else asked.guidance(1.0)
         return guided_key(request.model, positive, request.negative, cfg)
@@ -188,6 +218,9 @@ class Lent:
     def features_key(self) -> str:
         """What the source's features depend on besides the chain."""
         return features_key(self.request.model, self.request.source)
+
+    def _prompt(self, asked: Asked) -> Conditioning:
+        return self.request.source if asked.prompt == "source" else self.request.target
 
     def _conds(self, asked: Asked) -> Conds:
         return self.session.source if asked.prompt == "source" else self.session.target

@@ -25,6 +25,10 @@ ROWS = {
     "directinversion_inv_replace": (5 + 20, 25),
     "nti_p2p_replace": (6 + 6 + 16 + 6 + 12 + 3, 64),  # 16 inner steps; published 2 rows at a step
     "npi_p2p_replace": (8 + 16 + 8, 40),
+    # One source row for both branches where its prompt is the negative, from step 1 on.
+    "di_masactrl": (8 + 16 + 7, 72),
+    "di_masactrl_prompt": (6 + 12 + 2 * 4, 54),
+    "ddim_masactrl": (8 + 16 + 16, 48),
     "npi_proximal_l0_refine": (6 + 12 + 6, 30),
 }
 
@@ -49,6 +53,8 @@ TENSORS = {
     "di_p2p_replace": "final",
     "di_p2p_refine": "traj",
     "ddim_p2p_replace": "final",
+    "di_masactrl": "traj",
+    "ddim_masactrl": "inv_traj",
     "npi_p2p_replace": "traj",
     "npi_proximal_l0_refine": "final",
 }
@@ -109,6 +115,9 @@ SETTINGS = {
     "di_p2p_refine": {"cross_replace_steps": {"default_": 0.8, "flowers": 1.0}},
     "di_p2p_reweight": {"eq_params": {"words": ["blue"], "values": [4]}},
     "ddim_p2p_replace": {"guidance_scale": 7.4},
+    "di_masactrl": {"start_step": 2},
+    "ddim_masactrl": {"start_layer": 3},
+    "di_masactrl_prompt": {"prompt_src_branch": ""},
     "npi_p2p_replace": {"prox": "l0", "quantile": 0.6},
     "npi_proximal_l0_refine": {"quantile": 0.7},
 }
@@ -223,6 +232,6 @@ def test_the_maker_makes_what_is_stored(tmp_path):
     CASES.assert_made_again("di_p2p_reweight", unet)
 
 
-@pytest.mark.parametrize("name", [n for n in ROWS if "p2p" in n])
+@pytest.mark.parametrize("name", [n for n in ROWS if "p2p" in n or "masactrl" in n])
 def test_the_control_of_a_case_changes_its_edit(name):
     assert CASES.settings(name)["control_changes"] > 0.05

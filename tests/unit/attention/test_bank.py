@@ -40,7 +40,7 @@ def rows(term, start, stop):
 
 def test_without_a_term_attention_is_the_hosts_own():
     sdpa, whole = Counting(), qkv(4)
-    out = attend(whole, "self", 0, ["uncond", "cond"], lambda site, part: None, sdpa)
+    out = attend(whole, SELF, ["uncond", "cond"], lambda site, part: None, sdpa)
     assert torch.equal(out, attention(whole, HEADS))
     assert sdpa.calls == 1
 
@@ -48,10 +48,14 @@ def test_without_a_term_attention_is_the_hosts_own():
 def test_every_part_is_asked_with_its_own_rows_and_place():
     whole, seen = qkv(6), []
     attend(
-        whole, "cross", 7, ["uncond", "cond", "cond"], lambda *part: seen.append(part), Counting()
+        whole,
+        Site("cross", 7, "cond", layers=9),
+        ["uncond", "cond", "cond"],
+        lambda *part: seen.append(part),
+        Counting(),
     )
     assert [site for site, _ in seen] == [
-        Site("cross", 7, role, tokens=6) for role in ("uncond", "cond", "cond")
+        Site("cross", 7, role, tokens=6, layers=9) for role in ("uncond", "cond", "cond")
     ]
     for i, (_, part) in enumerate(seen):
         assert all(map(torch.equal, part, rows(whole, 2 * i, 2 * i + 2)))
@@ -66,7 +70,7 @@ def terms_for_cond(*made):
 def test_parts_in_one_call_equal_separate_calls(roles, keys):
     """The sum of terms takes the place of its own part only, whatever its number of keys."""
     whole, first, second = qkv(4), qkv(2, keys=keys, seed=7), qkv(2, keys=3, seed=8)
-    out = attend(whole, "cross", 0, roles, terms_for_cond(first, second), Counting())
+    out = attend(whole, CROSS, roles, terms_for_cond(first, second), Counting())
     own = roles.index("uncond")
     alone = {
         own: attention(rows(whole, 2 * own, 2 * own + 2), HEADS),
@@ -77,11 +81,11 @@ def test_parts_in_one_call_equal_separate_calls(roles, keys):
 
 def test_terms_of_equal_size_share_one_fused_call():
     sdpa = Counting()
-    attend(qkv(4), "cross", 0, ["uncond", "cond"], terms_for_cond(qkv(2, seed=7)), sdpa)
+    attend(qkv(4), CROSS, ["uncond", "cond"], terms_for_cond(qkv(2, seed=7)), sdpa)
     assert sdpa.calls == 1
     sdpa = Counting()
     hook = terms_for_cond(qkv(2, seed=7), qkv(2, seed=8))
-    attend(qkv(4), "cross", 0, ["uncond", "cond"], hook, sdpa)
+    attend(qkv(4), CROSS, ["uncond", "cond"], hook, sdpa)
     assert sdpa.calls == 2
 
 

@@ -1,6 +1,6 @@
 """Source features kept by the inversion serve an edit in place of its source row."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -120,6 +120,31 @@ def test_a_control_that_reads_more_than_was_kept_is_not_served():
     chain, *_ = invert(Borrow(end=3))
     assert not chain.features.serve(Borrow(end=4), moment_at(chain.sigmas, 3))
     assert chain.features.serve(Borrow(end=4), moment_at(chain.sigmas, 2))
+
+
+@dataclass(frozen=True)
+class Keys(Borrow):
+    """A control that reads other tensors of the source."""
+
+    def kept(self, site, own):
+        return QKV(None, own.k, own.v)
+
+
+@dataclass(frozen=True)
+class Both(Borrow):
+    """A control that reads a row which the inversion does not run."""
+
+    def source_role(self, role):
+        return role
+
+
+def test_a_control_that_reads_other_tensors_or_other_rows_is_not_served():
+    chain, *_ = invert(Keys(end=3))
+    at = moment_at(chain.sigmas, 2)
+    assert chain.features.serve(Keys(end=3), at) and chain.features.serve(Borrow(end=3), at)
+    assert not invert(Borrow(end=3))[0].features.serve(Keys(end=3), at)
+    cond_only = replace(chain.features, every=frozenset({SELF, CROSS}))
+    assert cond_only.serve(Keys(end=3), at) and not cond_only.serve(Both(end=3), at)
 
 
 def test_an_edit_runs_its_source_only_where_features_lack():

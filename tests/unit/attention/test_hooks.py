@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.hooks import hooked_feature
+from palimpsest.pipelines.attention.hooks import Site, hooked_feature
 
 ROLES = ("uncond", "cond")
 
@@ -16,11 +16,11 @@ def test_a_feature_is_changed_in_the_rows_that_an_answer_is_for_and_in_no_other(
     seen, own = [], feature()
 
     def hook(site, part):
-        seen.append((site.kind, site.layer, site.role, site.tokens))
+        seen.append(site)
         return -part if site.role in changed else None
 
-    made = hooked_feature(own, 7, ROLES, hook)
-    assert seen == [("features", 7, role, 10) for role in ROLES]
+    made = hooked_feature(own, Site("features", 7, "cond", layers=9), ROLES, hook)
+    assert seen == [Site("features", 7, role, tokens=10, layers=9) for role in ROLES]
     for role, before, after in zip(ROLES, own.chunk(2), made.chunk(2), strict=True):
         assert torch.equal(after, -before if role in changed else before)
     assert (made is own) is (not changed)

@@ -60,7 +60,7 @@ def test_every_row_is_what_its_prompt_gives_alone(targets, kind, keys, step):
         bank = Bank(control)
         bank.begin(moment(step, STEPS))
         bank.record(site, source)
-        return attend(own, kind, 0, ["cond"], bank.inject, sdpa)
+        return attend(own, site, ["cond"], bank.inject, sdpa)
 
     together = controlled(rewrite_prompts(SOURCE, targets, **WISHES), target)
     for row, prompt_ in enumerate(targets):

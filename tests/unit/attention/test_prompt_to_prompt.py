@@ -54,7 +54,7 @@ def ours(control, step, target, source, heads, site=CROSS):
     bank.begin(moment(step, STEPS))
     bank.record(site, source)
     sdpa = lambda term: attention(term, heads)
-    return attend(target, site.kind, site.layer, [site.role], bank.inject, sdpa)
+    return attend(target, site, [site.role], bank.inject, sdpa)
 
 
 def published(control, mode, texts, step, target, source, heads, window, weights, words):

@@ -1,0 +1,63 @@
+"""MasaCtrl in a real server, on the embedded model."""
+
+from palimpsest.tests.server.graphs import Editing, relative, saved, told
+
+STEPS = 4
+
+
+class Masa(Editing):
+    """The demo's graph with a prompt of its own for each input of Edit, and MasaCtrl."""
+
+    def __init__(self, **wishes):
+        super().__init__(steps=STEPS)
+        self.target = self.add("CLIPTextEncode", clip=self.model[1], text=self.scene[3])
+        self.masa = self.add("PalimpsestMasaCtrl", start=0.25, start_layer=0.4, **wishes)
+
+    def along(self, **changes):
+        """Add an Edit under it."""
+        prompts = {"source": self.described[0], "target": self.target[0]}
+        return self.edit(**{"control": self.masa[0], **prompts, **changes})
+
+
+def test_it_needs_no_words_and_runs_the_source_rows_that_it_reads(server):
+    graph = Masa()
+    union = graph.add("PalimpsestMasaCtrl", start=0.25, start_layer=0.4, union=True)
+    edits = {
+        "masa": graph.along(),
+        "union": graph.along(control=union[0]),
+        "free": graph.along(control=None),
+        "published": graph.along(source=graph.negative[0]),
+        "masked": graph.along(mask=graph.scene[1]),
+    }
+    files = {name: graph.save(node[0], f"masa/{name}") for name, node in edits.items()}
+    origin = graph.save(graph.encoded[0], "masa/origin")
+    entry = server.run(graph)
+    latents = {name: saved(server, entry, node) for name, node in files.items()}
+    rows = {name: int(told(entry, node).split()[0]) for name, node in edits.items()}
+    read = STEPS - 1
+    assert rows == {
+        "masa": 2 * STEPS + 2 * read,
+        "union": 2 * STEPS + 2 * read,
+        "free": 2 * STEPS,
+        "published": 2 * STEPS + read,
+        "masked": 2 * STEPS + 2 * read,
+    }
+    assert relative(latents["masa"], latents["free"]) > 0.01
+    assert relative(latents["union"], latents["masa"]) > 1e-3
+    picture = saved(server, entry, origin)
+    kept = latents["masked"] == picture
+    assert 0.1 < float(kept.double().mean()) < 0.9
+
+
+def test_features_of_the_inversion_serve_it_where_the_source_is_the_negative(server):
+    graph = Masa()
+    usual = graph.inverted.inputs | {"convention": "current", "positive": graph.negative[0]}
+    kept = {"control": graph.masa[0], "source_features": "memory", "feature_budget": 512}
+    inversions = [graph.add("PalimpsestInvertDDIM", **usual, **more) for more in ({}, kept)]
+    edits = [graph.along(source=graph.negative[0], trajectory=node[0]) for node in inversions]
+    files = [graph.save(node[0], "masa/kept") for node in edits]
+    entry = server.run(graph)
+    latents = [saved(server, entry, node) for node in files]
+    rows = [int(told(entry, node).split()[0]) for node in edits]
+    assert rows == [2 * STEPS + STEPS - 1, 2 * STEPS]
+    assert relative(*latents) < 1e-5
