@@ -41,7 +41,7 @@ from ..editing import Edited, Editing
 from ..errors import PalimpsestError
 from ..finite import check_finite
 from ..lending import Asked, Lender
-from ..schedule import Family, check_rising, moment_at, step_down
+from ..schedule import Family, Moment, check_rising, moment_at, step_down
 from ..trajectory import Recipe, Trajectory
 from .method import Inverted
 
@@ -71,8 +71,9 @@ def uni_inv(
         velocity = (led - denoised) / times[level]
         y = y + ahead * velocity
         latents.append(y / straight[level])
-        step = len(sigmas) - 1 - level
-        check_finite(latents[-1], moment_at(sigmas, step), what="inversion")
+        # Of an inversion steps are counted upwards.
+        up = Moment(level - 1, len(sigmas) - 1, sigmas[level])
+        check_finite(latents[-1], up, what="inversion")
         points.append(point)
         guesses.append(denoised)
         if on_step:

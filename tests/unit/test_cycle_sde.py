@@ -13,6 +13,7 @@ from palimpsest.pipelines.couplings import ddim, denoise_chain, markov
 from palimpsest.pipelines.cycle_sde import SourceChain
 from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
+from palimpsest.pipelines.inversion.negative_embedding import NegativeEmbedding
 from palimpsest.pipelines.noise import seeded
 from palimpsest.pipelines.schedule import vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
@@ -96,7 +97,10 @@ def test_the_chain_is_the_published_markov_chain():
 
 def test_at_eta_zero_the_chain_is_ddim_inversion_and_no_noise_is_drawn():
     invert, source = Prompted(SOURCE), Prompted(SOURCE, CFG)
-    recorded = source_chain(PerRow(source), eta=0.0, invert=invert).of(X0, None)
+    told = []
+    how = source_chain(PerRow(source), eta=0.0, invert=invert)
+    recorded = how.of(X0, None, on_step=lambda step, *_: told.append(step))
+    assert told == list(range(1, STEPS + 1))
     assert torch.equal(recorded.latents, ddim(Prompted(SOURCE), X0, SIGMAS, scale=vp_scale))
     assert recorded.recipe == Recipe("ddim")
     assert record(eta=0.5).recipe == Recipe("markov", eta=0.5, strength=1.0)
@@ -316,9 +320,11 @@ def test_a_file_without_guesses_reads(tmp_path):
     assert torch.equal(back.latents, recorded.latents)
 
 
-def test_guesses_move_with_the_latents_to_a_device():
-    moved = record().to("meta")
-    assert moved.denoised.device.type == moved.latents.device.type == "meta"
+def test_guesses_and_what_is_carried_move_with_the_latents_to_a_device():
+    moved = record().with_carried(NegativeEmbedding(picture(1, 1, 2, 3))).to("meta")
+    (carried,) = moved.carried
+    for tensor in (moved.denoised, moved.latents, carried.embedding):
+        assert tensor.device.type == "meta"
     assert moved.sigmas.device.type == "cpu"
 
 

@@ -101,6 +101,13 @@ def test_how_many_draws_go_into_a_call_does_not_matter(draws_at_once, calls):
     assert source.calls == target.calls == calls
 
 
+def test_a_batch_in_which_one_picture_has_nothing_to_edit_is_refused():
+    where = torch.stack([WHERE, 0 * WHERE]).view(2, 1, 1, 10)
+    with pytest.raises(PalimpsestError, match="say the same of this picture"):
+        both = (Told(prompt, where) for prompt in (0.4, -0.7))
+        mask(X0.repeat(2, 1, 1, 1), *both, draws_at_once=1)
+
+
 def test_a_mask_depends_on_its_seed_alone():
     assert torch.equal(mask(seed=1, draws=1), mask(seed=1, draws=1))
     assert not torch.equal(mask(seed=1, draws=1), mask(seed=2, draws=1))

@@ -79,6 +79,12 @@ def test_huge_numbers_in_points_are_refused_in_one_short_sentence(text):
     assert len(str(caught.value)) <= 320, str(caught.value)
 
 
+def test_points_of_the_largest_picture_are_read():
+    at = LONGEST_SIDE
+    read = read_points(stored(size=[at, at], pairs=[[[at - 1, 1], [1, at - 1]]]))
+    assert read.size == (at, at)
+
+
 @pytest.mark.parametrize("factor", ["1e30", "inf", "nan", "-101", "9" * 500])
 def test_a_word_weight_that_overflows_is_refused(factor):
     with pytest.raises(PalimpsestError, match="a number from -100 to 100") as caught:

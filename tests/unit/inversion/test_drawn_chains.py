@@ -200,6 +200,14 @@ def test_a_picture_is_turned_into_a_chain_and_what_the_source_makes_of_it(space,
 def test_a_space_says_the_eta_of_its_edit_and_that_all_of_its_noise_is_repeated():
     for space, eta in ((EDIT_FRIENDLY, 1.0), (cycle_diffusion(), 0.1), (cycle_diffusion(1), 1)):
         assert (space.eta, space.strength) == (eta, 1.0)
+        assert (space.recipe.eta, space.recipe.strength) == (eta, 1.0)
+
+
+@pytest.mark.parametrize("eta", [0.1, 0.3, 1.0])
+def test_the_chain_of_cyclediffusion_is_the_posterior_of_its_eta(eta):
+    sigmas = geometric(5)
+    ours = cycle_diffusion(eta).draw_chain(X0, sigmas, seeded(3))
+    assert torch.equal(ours, posterior(X0, sigmas, seeded(3), eta=eta))
 
 
 def test_a_call_of_no_level_is_refused():

@@ -429,6 +429,13 @@ def test_a_file_holds_both_chains_and_edits_the_same():
     assert torch.equal(edit(again).run().latent, edit(trajectory).run().latent)
 
 
+def test_it_says_where_the_picture_is_only_kept_at_another_guidance():
+    trajectory = inverted()
+    said = other(trajectory).told(trajectory, CFG)
+    assert said == "correction is not read: the chains of EDICT lead back by themselves"
+    assert "cfg is 5, that of Invert (EDICT) 3" in other(trajectory).told(trajectory, 5.0)
+
+
 def test_no_level_repeats_unless_it_is_said():
     made = couple(Prompted(SOURCE, CFG), X0, levels(), family=VP, mixing=MIXING)
     (carried,) = made.carried

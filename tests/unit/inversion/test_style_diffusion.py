@@ -131,6 +131,7 @@ def test_it_learns_what_the_published_loop_learns(map_weight, early_stop):
         assert distance(fitted.values[level], style) < FLOAT64
         assert fitted.losses[level] == pytest.approx(loss, rel=1e-3, abs=1e-7)
     assert ours.calls == theirs.calls
+    assert fitted.rounds <= 40
     assert (fitted.rounds < 40) == (early_stop > 0 and map_weight < 30)  # it binds, or must not
 
 
@@ -163,6 +164,10 @@ def test_a_batch_learns_as_its_pictures_do_and_each_rests_when_it_is_good():
         for b in range(2)
     ]
     assert single[0].rounds != single[1].rounds
+    assert max(own.rounds for own in single) <= both.rounds < sum(own.rounds for own in single)
+    for step, loss in enumerate(both.losses):
+        mean = sum(float(own.losses[step]) for own in single) / 2
+        assert float(loss) == pytest.approx(mean, rel=1e-6)
     for b, own in enumerate(single):
         assert distance(both.latents[:, b], own.latents[:, 0]) < FLOAT64
         assert distance(both.values[:, :, b], own.values[:, :, 0]) < FLOAT64

@@ -141,6 +141,8 @@ def test_outside_a_mask_the_picture_is_kept_bit_for_bit():
     done = edit(chain, mask=mask).run()
     assert torch.equal(done.latent[..., 3:], chain.origin[..., 3:])
     assert distance(done.latent[..., :3], chain.origin[..., :3]) > 0.05
+    whole = edit(chain, mask=torch.ones(1, 1, 3, 5)).run()
+    assert torch.equal(whole.latent, edit(chain).run().latent)
 
 
 def test_pictures_of_a_batch_do_not_meet():
@@ -177,8 +179,12 @@ def test_steps_are_told_with_the_latent_of_their_level():
     assert [i for i, *_ in told] == list(range(1, STEPS + 1))
     assert torch.equal(told[-1][1], done.latent)
     up = []
-    uni_inv(Prompted(SOURCE), X0, LEVELS["vp"], family=VP, on_step=lambda *a: up.append(a[:2]))
-    assert [i for i, _ in up] == list(range(1, STEPS + 1))
+    made = uni_inv(Prompted(SOURCE), X0, LEVELS["vp"], family=VP, on_step=lambda *a: up.append(a))
+    assert [i for i, *_ in up] == list(range(1, STEPS + 1))
+    for (_, x, guess), latent, heard in zip(
+        up, made.latents[1:], made.carried[0].guesses, strict=True
+    ):
+        assert torch.equal(x, latent) and torch.equal(guess, heard)
 
 
 @dataclass
@@ -193,7 +199,7 @@ class Breaks:
 
 def test_a_model_that_is_not_finite_is_named_by_its_step():
     with pytest.raises(
-        PalimpsestError, match=r"The inversion left the finite numbers at step 1 of"
+        PalimpsestError, match=r"The inversion left the finite numbers at step 7 of 7"
     ):
         inverted(denoise=Breaks(10.0))
     with pytest.raises(PalimpsestError, match=r"The edit left the finite numbers at step 1 of 7"):
