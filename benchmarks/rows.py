@@ -18,8 +18,10 @@ from ..hosts.diffusers.noise_space import invert_noise
 from ..hosts.diffusers.null_text import invert_null_text
 from ..hosts.diffusers.sde import Drags, sde_drag
 from ..hosts.diffusers.style_diffusion import invert_style_diffusion
+from ..pipelines.attention.bank import Control
 from ..pipelines.attention.features import FeatureRecorder
 from ..pipelines.attention.masactrl import MasaCtrl
+from ..pipelines.attention.plug_and_play import PlugAndPlay
 from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
 from ..pipelines.copy_paste import Brush
 from ..pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction
@@ -118,15 +120,16 @@ def null_text(picture: Inverted, *, inner_steps: int) -> int:
     return whole(replace(picture, trajectory=trajectory, rows=rows.rows), DIRECT_INVERSION)
 
 
-def masactrl(picture: Inverted, *, described: bool) -> int:
-    """Rows of an inversion and its first edit under MasaCtrl.
+def under(picture: Inverted, *, control: Control, source: str = "") -> int:
+    """Rows of an inversion and its first edit under a control.
 
     Args:
         picture: Inverted.
-        described: Whether the source has a prompt of its own; published is the empty one.
+        control: The control.
+        source: The prompt of the source row; published is the empty one.
     """
-    source, target, empty = map(picture.folder.prompt, (SOURCE if described else "", TARGET, ""))
-    rows, control = RowCount(), MasaCtrl()
+    source, target, empty = map(picture.folder.prompt, (source, TARGET, ""))
+    rows = RowCount()
     picture.folder.unet.edit(
         picture.trajectory, source, target, empty, control=control, rows=rows
     ).run()
@@ -236,13 +239,14 @@ ENTRIES = (
         130,
         partial(edit, correction=DIRECT_INVERSION, target=SECOND),
     ),
-    Entry("Direct Inversion + MasaCtrl", 550, 196, partial(masactrl, described=False)),
+    Entry("Direct Inversion + MasaCtrl", 550, 196, partial(under, control=MasaCtrl())),
     Entry(
         "Direct Inversion + MasaCtrl, the source under its own prompt",
         550,
         242,
-        partial(masactrl, described=True),
+        partial(under, control=MasaCtrl(), source=SOURCE),
     ),
+    Entry("Direct Inversion + Plug-and-Play", 250, 190, partial(under, control=PlugAndPlay())),
     # The design allows 480; at the lowest stage guidance is 1 and its unconditional row not run.
     Entry("SDE-Drag, one drag step (n 200, t0 0.6)", 480, 479, partial(drag_step, cfg=3.0)),
     Entry("SDE-Drag, one drag step, at guidance 1", 480, 240, partial(drag_step, cfg=1.0)),

@@ -9,6 +9,7 @@ from ..hosts.comfy.edits.edit import BoundControl
 from ..hosts.comfy.words import encode_batch, prompt_tokens
 from ..pipelines.attention.bank import Control as AnyControl
 from ..pipelines.attention.masactrl import MasaCtrl
+from ..pipelines.attention.plug_and_play import PlugAndPlay
 from ..pipelines.attention.prompt_batch import rewrite_prompts
 from ..pipelines.attention.prompt_to_prompt import Mode, parse_weights, rewrite_prompt
 from ..pipelines.attention.tokens import PromptTokens
@@ -91,6 +92,44 @@ UNION = io.Boolean.Input(
     default=False,
     optional=True,
     tooltip="Look at the new picture beside the old one: for what the picture does not have.",
+    advanced=True,
+)
+ATTENTION_WINDOW = io.Float.Input(
+    "attention_window",
+    default=0.5,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    tooltip="For this part of the steps every place looks at what it looked at in the picture. "
+    "Higher keeps more of the shapes.",
+)
+FEATURE_WINDOW = io.Float.Input(
+    "feature_window",
+    default=0.8,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    tooltip="For this part of the steps one layer holds what it held for the picture. Higher keeps "
+    "more of what is where.",
+)
+FIRST_LAYER = io.Float.Input(
+    "start_layer",
+    default=0.5,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    tooltip="The part of the network's layers before those of attention_window: 0.5 takes layers 8 "
+    "to 15 of SD 1.x's 16. Lower keeps more.",
+    advanced=True,
+)
+BLOCK = io.Float.Input(
+    "block",
+    default=0.64,
+    min=0.0,
+    max=0.99,
+    step=0.01,
+    tooltip="Which layer feature_window is about, as a part of all residual blocks: 0.64 is number "
+    "14 of SD 1.x's 22. Lower is coarser, higher keeps more of the looks too.",
     advanced=True,
 )
 
@@ -214,4 +253,36 @@ class MasaCtrlNode(Node):
         return io.NodeOutput(BoundControl(control, name="MasaCtrl"))
 
 
-NODES = [PromptToPrompt, MasaCtrlNode]
+class PlugAndPlayNode(Node):
+    """Plug-and-Play: keep the structure of a picture, paint everything else anew."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PalimpsestPlugAndPlay",
+            display_name="Plug-and-Play",
+            category="palimpsest/control",
+            description="Keeps the structure of the picture, what is where and its outlines, and "
+            "lets the target prompt paint all of it anew. Gives the control to Edit.",
+            search_aliases=[
+                "pnp",
+                "plug and play",
+                "diffusion features",
+                "attention control",
+                "style change",
+                "image-to-image translation",
+            ],
+            inputs=[ATTENTION_WINDOW, FEATURE_WINDOW, FIRST_LAYER, BLOCK],
+            outputs=[Control.Output(display_name="control", tooltip="For Edit's control input.")],
+        )
+
+    @classmethod
+    def run(
+        cls, attention_window: float, feature_window: float, start_layer: float, block: float
+    ) -> io.NodeOutput:
+        windows = (0.0, attention_window), (0.0, feature_window)
+        control = PlugAndPlay(*windows, (start_layer, 1.0), block)
+        return io.NodeOutput(BoundControl(control, name="Plug-and-Play"))
+
+
+NODES = [PromptToPrompt, MasaCtrlNode, PlugAndPlayNode]

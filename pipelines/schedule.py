@@ -60,6 +60,14 @@ class Moment(NamedTuple):
     steps: int
     sigma: Tensor
 
+    def inside(self, window: tuple[float, float]) -> bool:
+        """Whether the step lies in a window of fractions, cut to whole steps as published codes do.
+
+        0.4 of 50 steps ends before step 20.
+        """
+        start, end = (int(self.steps * bound) for bound in window)
+        return start <= self.step < end
+
     @property
     def last(self) -> bool:
         """Whether the step ends at the lowest level."""

@@ -26,6 +26,9 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
 MAX_TOKENS = 77
+
+#: Transformer blocks and residual blocks of the model below.
+LAYERS, BLOCKS = 7, 8
 WIDTH = 32
 
 UNET = {
@@ -142,7 +145,7 @@ class Maps:
             )
         )
         if self.editor is not None:
-            k, v = self.editor.read(k, v, self.cross)
+            q, k, v = self.editor.read(q, k, v, self.cross)
         maps = (q @ k.transpose(-1, -2) * attn.scale).softmax(-1)
         if self.editor is not None:
             maps = self.editor(maps, self.cross)
@@ -178,8 +181,8 @@ class Controller:
     def begin(self, step):
         self.step = step
 
-    def read(self, k, v, cross):
-        return k, v
+    def read(self, q, k, v, cross):
+        return q, k, v
 
     def __call__(self, maps, cross):
         source, target = maps[2], maps[3]
@@ -212,16 +215,58 @@ class Mutual:
     def begin(self, step):
         self.step, self.layer = step, 0
 
-    def read(self, k, v, cross):
+    def read(self, q, k, v, cross):
         if cross:
-            return k, v
+            return q, k, v
         self.layer += 1
         if self.step < self.start_step or self.layer - 1 < self.start_layer:
-            return k, v
-        return k[[0, 0, 2, 2]], v[[0, 0, 2, 2]]
+            return q, k, v
+        return q, k[[0, 0, 2, 2]], v[[0, 0, 2, 2]]
 
     def __call__(self, maps, cross):
         return maps
+
+
+@dataclass
+class Features:
+    """Plug-and-Play's editor, for rows [source, negative, target].
+
+    Attributes:
+        attention_steps, feature_steps: Steps in which either is injected.
+        start_layer: Self-attention from here on.
+        block: The residual block whose last convolution is injected.
+    """
+
+    attention_steps: int
+    feature_steps: int
+    start_layer: int
+    block: int
+    step: int = 0
+    layer: int = 0
+
+    def begin(self, step):
+        self.step, self.layer = step, 0
+
+    def read(self, q, k, v, cross):
+        if cross:
+            return q, k, v
+        self.layer += 1
+        if self.step >= self.attention_steps or self.layer - 1 < self.start_layer:
+            return q, k, v
+        return q[[0, 0, 0]], k[[0, 0, 0]], v
+
+    def __call__(self, maps, cross):
+        return maps
+
+    def hook(self, unet):
+        """Have the convolution of the block give every row the source's."""
+        parts = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+        block = [resnet for part in parts for resnet in part.resnets][self.block]
+
+        def inject(_module, _inputs, out):
+            return out[[0, 0, 0]] if self.step < self.feature_steps else out
+
+        return block.conv2.register_forward_hook(inject)
 
 
 def positions(text, wanted):
@@ -464,6 +509,54 @@ def run_drifting_masactrl(run):
     return edited(run, latents[-1], None) | {"inv_traj": latents.flatten(0, 1)}
 
 
+def run_plug_and_play(run):
+    """The source row on the inversion, under the empty prompt."""
+    latents = run.invert()
+    run.nfe["inversion"] = {name: 2 * n for name, n in run.nfe["inversion"].items()}  # shown only
+    return featured(run, latents)
+
+
+def run_shifted_plug_and_play(run):
+    """The source row on the picture's reconstruction, one level too clean."""
+    latents = run.invert()
+    path = [latents[-1]]
+    for t in run.settings["timesteps"]:
+        noise = run.noise(path[-1], t, [run.source], "inversion")
+        path.append(run.move(noise, run.level(t), run.level(run.below(t)), path[-1]))
+    shown = torch.stack([path[-1], *path[:0:-1]])
+    return featured(run, shown) | {"inverted_x": latents.flatten(0, 1)}
+
+
+def featured(run, shown):
+    """The edit beside a source that is shown at every level, and proof that its control matters."""
+    settings = run.settings
+    steps, finals = settings["steps"], []
+    negative = encode(settings["negative_prompt"])[2]
+    for on in (True, False):
+        windows = (int(steps * settings[name]) for name in ("pnp_attn_t", "pnp_f_t"))
+        editor = Features(*windows, -(-LAYERS // 2), int(0.64 * BLOCKS)) if on else None
+        watch(run.unet, editor)
+        handle = editor and editor.hook(run.unet)
+        z, nfe = shown[-1], json.loads(json.dumps(run.nfe))
+        for i, t in enumerate(settings["timesteps"]):
+            if editor:
+                editor.begin(i)
+            rows = torch.cat([shown[-1 - i], z, z])
+            noise = run.noise(rows, t, ["", negative, settings["prompt_tar"]], "edit")
+            _, uncond, cond = noise.chunk(3)
+            guided = uncond + settings["guidance_scale"] * (cond - uncond)
+            z = run.move(guided, run.level(t), run.level(run.below(t)), z)
+        if handle:
+            handle.remove()
+        finals.append(z)
+        run.nfe = nfe if not on else run.nfe
+    target, free = finals
+    settings["control_changes"] = round(float((target - free).norm() / target.norm()), 4)
+    if settings["control_changes"] < 0.05:
+        raise SystemExit(f"The control changes {settings['control_changes']:.1%} of the edit.")
+    return {"final": target, "inverted_x": shown.flatten(0, 1), "neg_emb": negative}
+
+
 def run_negative_prompt(run):
     return edited(run, run.invert()[-1], None)
 
@@ -501,6 +594,12 @@ MASA = {
     "prompt_tar": PROMPTS["replace"],
     "start_step": 1,
     "start_layer": 2,
+}
+PNP = {
+    "prompt_tar": PROMPTS["refine"],
+    "negative_prompt": PROMPTS["flowers"],
+    "pnp_attn_t": 0.5,
+    "pnp_f_t": 0.8,
 }
 P2P = "PnPInversion directinversion+p2p"
 NPI = "PnPInversion negative-prompt-inversion"
@@ -583,6 +682,19 @@ CASES = {
         run_drifting_masactrl,
         (1,),
         MASA | {"method": "PnPInversion ddim+masactrl"},
+    ),
+    "di_pnp": (run_plug_and_play, (1,), PNP | {"method": "PnPInversion di_pnp"}),
+    "ddim_pnp": (
+        run_shifted_plug_and_play,
+        (2,),
+        PNP
+        | {
+            "method": "PnPInversion ddim_pnp",
+            "prompt_tar": PROMPTS["longer"],
+            "steps": 5,
+            "pnp_attn_t": 0.8,
+            "pnp_f_t": 0.4,
+        },
     ),
     "nti_p2p_replace": (
         run_null_text,

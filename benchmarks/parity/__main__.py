@@ -17,6 +17,7 @@ from .golden import Case, Folder, Result, open_folder
 from .masactrl import run_masactrl, run_uncorrected_masactrl
 from .negative_prompt import run_negative_prompt
 from .null_text import run_null_text
+from .plug_and_play import run_plug_and_play, run_reconstructed_plug_and_play
 from .sde import run_copy_paste, run_cycle, run_drag, run_sdedit, run_step
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
@@ -36,6 +37,8 @@ def runner_of(case: Case) -> Runner | None:
         ("PnPInversion ddim+p2p", run_uncorrected),
         ("PnPInversion directinversion+masactrl", run_masactrl),
         ("PnPInversion ddim+masactrl", run_uncorrected_masactrl),
+        ("PnPInversion di_pnp", run_plug_and_play),
+        ("PnPInversion ddim_pnp", run_reconstructed_plug_and_play),
         ("PnPInversion negative-prompt-inversion", run_negative_prompt),
         ("PnPInversion null-text-inversion+p2p", run_null_text),
         ("EDICT", run_edict),

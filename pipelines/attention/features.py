@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..schedule import Moment, moment_at, moment_of
-from .bank import Control, read_by_target, source_roles
+from .bank import Control, FeatureControl, read_by_target, source_roles
 from .hooks import QKV, Hooks, Site
 
 #: What one step keeps.
@@ -58,7 +58,12 @@ class Features:
     bytes: int
 
     def serve(self, control: Control, at: Moment) -> bool:
-        """Whether all that a control reads in a step was kept, of all rows that it reads."""
+        """Whether all that a control reads in a step was kept, of all rows that it reads.
+
+        Of residual blocks nothing is kept.
+        """
+        if isinstance(control, FeatureControl):
+            return False
         if not {site.role for site in self.every}.issuperset(source_roles(control)):
             return False
         wanted = [site for site in self.every if read_by_target(control, site, at)]

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..errors import PalimpsestError
+
 Kind = Literal["self", "cross", "joint", "features"]
 
 Role = Literal["cond", "uncond"]
@@ -36,6 +38,28 @@ class Site(NamedTuple):
     tokens: int = 0
     text: int = 0
     layers: int = 0
+
+
+def check_part(part: tuple[float, float], what: str) -> None:
+    """Refuse a part of the steps or layers that is none.
+
+    Args:
+        part: Its two ends, as fractions of the whole.
+        what: Its name, for the message.
+
+    Raises:
+        PalimpsestError: If they do not rise from 0 to 1.
+    """
+    start, end = part
+    if not 0 <= start <= end <= 1:
+        raise PalimpsestError(
+            f"{what}: {start:g} to {end:g} must be two rising fractions from 0 to 1."
+        )
+
+
+def inside_part(place: int, count: int, part: tuple[float, float]) -> bool:
+    """Whether one of `count` places, counted from 0, lies in a part of them; its end does not."""
+    return part[0] <= place / count < part[1]
 
 
 class QKV(NamedTuple):

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import PalimpsestError
 from ..schedule import Moment
-from .hooks import QKV, Role, Site
+from .hooks import QKV, Role, Site, check_part, inside_part
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,7 @@ class MasaCtrl:
 
     def __post_init__(self) -> None:
         for name in ("steps", "layers"):
-            start, end = getattr(self, name)
-            if not 0 <= start <= end <= 1:
-                raise PalimpsestError(
-                    f"MasaCtrl's {name} are {start:g} to {end:g}, they must be two rising "
-                    "fractions from 0 to 1."
-                )
+            check_part(getattr(self, name), f"MasaCtrl's {name}")
 
     def source_role(self, role: Role) -> Role:
         """Each branch of the guidance reads its own."""
@@ -53,11 +47,11 @@ class MasaCtrl:
 
     def active(self, at: Moment) -> bool:
         """Whether the step is in its part of the steps."""
-        return _inside(at.step, at.steps, self.steps)
+        return inside_part(at.step, at.steps, self.steps)
 
     def reads(self, site: Site, at: Moment) -> bool:
         """Whether the source is read here."""
-        own = site.kind == "self" and _inside(site.layer, site.layers, self.layers)
+        own = site.kind == "self" and inside_part(site.layer, site.layers, self.layers)
         return own and self.active(at)
 
     def kept(self, site: Site, own: QKV) -> QKV:
@@ -70,8 +64,3 @@ class MasaCtrl:
             return (QKV(own.q, source.k, source.v),)
         both = (torch.cat(pair, dim=1) for pair in zip(source[1:], own[1:], strict=True))
         return (QKV(own.q, *both),)
-
-
-def _inside(place: int, count: int, part: tuple[float, float]) -> bool:
-    """Whether one of `count` places, counted from 0, lies in a part of them."""
-    return part[0] <= place / count < part[1]

@@ -80,12 +80,12 @@ class PromptToPrompt:
 
     def active(self, at: Moment) -> bool:
         """Whether any window is open."""
-        return self._self_open(at) or self._cross_open(at)
+        return at.inside(self.self_window) or self._cross_open(at)
 
     def reads(self, site: Site, at: Moment) -> bool:
         """Whether the source is read here."""
         if site.kind == "self":
-            return site.tokens <= self.self_pixels and self._self_open(at)
+            return site.tokens <= self.self_pixels and at.inside(self.self_window)
         return site.kind == "cross" and self._cross_open(at)
 
     def kept(self, site: Site, own: QKV) -> QKV:
@@ -103,10 +103,6 @@ class PromptToPrompt:
             return terms
         tiled = from_target.repeat(own.v.shape[1] // len(from_target))
         return (*terms, QKV(own.q, own.k, own.v * tiled[:, None].to(own.v)))
-
-    def _self_open(self, at: Moment) -> bool:
-        start, end = (int(at.steps * bound) for bound in self.self_window)
-        return start <= at.step < end
 
     def _cross_open(self, at: Moment) -> bool:
         return bool(self.open_tokens(at.step, at.steps).any())

@@ -32,6 +32,13 @@ DEFAULTS = {
     "attention.hooks.Site": {"tokens": 0, "text": 0, "layers": 0},
     # MasaCtrl: from step 4 of 50 and layer 10 of 16, as published.
     "attention.masactrl.MasaCtrl": {"steps": (0.08, 1.0), "layers": (0.625, 1.0), "union": False},
+    # Plug-and-Play as published: half of the decoder's maps, the fifteenth of 22 residual blocks.
+    "attention.plug_and_play.PlugAndPlay": {
+        "attention_window": (0.0, 0.5),
+        "feature_window": (0.0, 0.8),
+        "layers": (0.5, 1.0),
+        "block": 0.64,
+    },
     # SDE-Drag: the published brush, and two cells a step.
     "copy_paste.Brush": {"radius": 5, "alpha": 1.1, "beta": 0.3, "full_border": True},
     "drag.plan": {"stride": 2, "early_stop": False, "still": False},

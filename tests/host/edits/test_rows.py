@@ -22,6 +22,7 @@ TABLE = {
     "EDICT (40 steps), on another grid": (720, 320),
     "a second edit of the same trajectory": (650, 130),
     "Direct Inversion + MasaCtrl": (550, 196),
+    "Direct Inversion + Plug-and-Play": (250, 190),
     # A second source row in 46 steps.
     "Direct Inversion + MasaCtrl, the source under its own prompt": (550, 242),
     "SDE-Drag, one drag step (n 200, t0 0.6)": (480, 479),

@@ -29,8 +29,13 @@ ROWS = {
     "di_masactrl": (8 + 16 + 7, 72),
     "di_masactrl_prompt": (6 + 12 + 2 * 4, 54),
     "ddim_masactrl": (8 + 16 + 16, 48),
+    # One source row until the later window closes; a reconstruction is walked where it is shown.
+    "di_pnp": (8 + 16 + 6, 40),
+    "ddim_pnp": (5 + 5 + 10 + 4, 25),
     "npi_proximal_l0_refine": (6 + 12 + 6, 30),
 }
+
+INVERSIONS = {"ddim_inversion", "directinversion_inv_replace"}
 
 
 def lines_of(text):
@@ -55,6 +60,8 @@ TENSORS = {
     "ddim_p2p_replace": "final",
     "di_masactrl": "traj",
     "ddim_masactrl": "inv_traj",
+    "di_pnp": "inverted_x",
+    "ddim_pnp": "final",
     "npi_p2p_replace": "traj",
     "npi_proximal_l0_refine": "final",
 }
@@ -118,6 +125,8 @@ SETTINGS = {
     "di_masactrl": {"start_step": 2},
     "ddim_masactrl": {"start_layer": 3},
     "di_masactrl_prompt": {"prompt_src_branch": ""},
+    "di_pnp": {"pnp_attn_t": 0.3},
+    "ddim_pnp": {"pnp_f_t": 0.8},
     "npi_p2p_replace": {"prox": "l0", "quantile": 0.6},
     "npi_proximal_l0_refine": {"quantile": 0.7},
 }
@@ -232,6 +241,8 @@ def test_the_maker_makes_what_is_stored(tmp_path):
     CASES.assert_made_again("di_p2p_reweight", unet)
 
 
-@pytest.mark.parametrize("name", [n for n in ROWS if "p2p" in n or "masactrl" in n])
+@pytest.mark.parametrize(
+    "name", [n for n in ROWS if any(word in n for word in ("p2p", "masactrl", "pnp"))]
+)
 def test_the_control_of_a_case_changes_its_edit(name):
     assert CASES.settings(name)["control_changes"] > 0.05

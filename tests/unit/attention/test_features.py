@@ -138,11 +138,19 @@ class Both(Borrow):
         return role
 
 
+class Blocks(Borrow):
+    """A control that reads residual blocks as well, of which nothing is kept."""
+
+    def feature(self, own, source, site, at):
+        return source
+
+
 def test_a_control_that_reads_other_tensors_or_other_rows_is_not_served():
     chain, *_ = invert(Keys(end=3))
     at = moment_at(chain.sigmas, 2)
     assert chain.features.serve(Keys(end=3), at) and chain.features.serve(Borrow(end=3), at)
     assert not invert(Borrow(end=3))[0].features.serve(Keys(end=3), at)
+    assert not chain.features.serve(Blocks(end=3), at)
     cond_only = replace(chain.features, every=frozenset({SELF, CROSS}))
     assert cond_only.serve(Keys(end=3), at) and not cond_only.serve(Both(end=3), at)
 

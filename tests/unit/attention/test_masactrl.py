@@ -100,7 +100,7 @@ def test_queries_of_the_source_are_not_kept():
 @pytest.mark.parametrize("name", ["steps", "layers"])
 @pytest.mark.parametrize("part", [(-0.1, 1.0), (0.0, 1.1), (0.6, 0.5), (float("nan"), 1.0)])
 def test_a_part_that_is_none_is_refused(name, part):
-    with pytest.raises(PalimpsestError, match=f"MasaCtrl's {name} are .* two rising fractions"):
+    with pytest.raises(PalimpsestError, match=f"MasaCtrl's {name}: .* two rising fractions"):
         replace(MasaCtrl(), **{name: part})
 
 

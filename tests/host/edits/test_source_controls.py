@@ -1,4 +1,4 @@
-"""MasaCtrl in both hosts: the same edit, only the rows that are read, one sentence otherwise."""
+"""MasaCtrl and Plug-and-Play in both hosts: one edit, the rows that are read, or one sentence."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ import pytest
 from palimpsest.hosts.comfy.edits.edit import BoundControl, edit
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.pipelines.attention.masactrl import MasaCtrl
+from palimpsest.pipelines.attention.plug_and_play import PlugAndPlay
 from palimpsest.pipelines.correction import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree, flow
@@ -17,11 +18,19 @@ pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 STEPS = 4
 CONTROL = MasaCtrl(steps=(0.25, 1.0), layers=(0.0, 1.0))
 
+#: Controls, and the source rows that they read: both in three steps, or one in three of four.
+READ = {CONTROL: 2 * (STEPS - 1), PlugAndPlay(layers=(0.0, 1.0)): STEPS - 1}
 
-@pytest.fixture(autouse=True)
-def masactrl(monkeypatch):
-    """Where the edits of these tests take Prompt-to-Prompt they take MasaCtrl."""
-    monkeypatch.setattr(agree, "words", lambda *_: CONTROL)
+
+@pytest.fixture
+def use(monkeypatch):
+    """Put a control where the edits of these tests take Prompt-to-Prompt."""
+    return lambda control: monkeypatch.setattr(agree, "words", lambda *_: control)
+
+
+@pytest.fixture
+def masactrl(use):
+    use(CONTROL)
 
 
 def headless(folder, loaded, setting):
@@ -32,7 +41,9 @@ def headless(folder, loaded, setting):
 
 @pytest.mark.parametrize("correction", [DIRECT_INVERSION, UNCORRECTED], ids=["direct", "none"])
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_both_hosts_agree_and_run_the_same_rows(request, family, correction):
+@pytest.mark.parametrize("control", READ, ids=lambda control: type(control).__name__)
+def test_both_hosts_agree_and_run_the_same_rows(request, use, control, family, correction):
+    use(control)
     folder = request.getfixturevalue(f"{family}_folder")
     loaded = agree.in_comfyui(folder)
     setting = agree.Setting(latent_for(loaded), correction=correction)
@@ -42,11 +53,11 @@ def test_both_hosts_agree_and_run_the_same_rows(request, family, correction):
     assert rows == their_rows
     free, _, plain = agree.in_comfy(loaded, replace(setting, control=False))
     assert relative(ours, free) > 30 * HOSTS_AGREE
-    if correction is DIRECT_INVERSION:  # both rows of the source, in all steps but the first
-        assert rows[1] - plain[1] == 2 * (STEPS - 1)
+    if correction is DIRECT_INVERSION:
+        assert rows[1] - plain[1] == READ[control]
 
 
-def test_under_the_negative_prompt_one_source_row_serves_both_branches(sd1, sd1_folder):
+def test_under_the_negative_prompt_one_source_row_serves_both_branches(sd1, sd1_folder, masactrl):
     setting = agree.Setting(latent_for(sd1), source="")
     ours, _, rows = agree.in_comfy(sd1, setting)
     theirs, _, their_rows = headless(sd1_folder, sd1, setting)
@@ -80,7 +91,7 @@ def test_a_target_of_several_prompts_reads_the_one_source(sd1):
     assert relative(whole, edit(made)[0]) < 1e-5
 
 
-def test_a_batch_of_pictures_is_its_pictures(sd1):
+def test_a_batch_of_pictures_is_its_pictures(sd1, masactrl):
     two = latent_for(sd1, batch=2)
     together = agree.in_comfy(sd1, agree.Setting(two))[0]
     for row in range(2):

@@ -1,12 +1,12 @@
-"""MasaCtrl in a real server, on the embedded model."""
+"""MasaCtrl and Plug-and-Play in a real server, on the embedded model."""
 
 from palimpsest.tests.server.graphs import Editing, relative, saved, told
 
 STEPS = 4
 
 
-class Masa(Editing):
-    """The demo's graph with a prompt of its own for each input of Edit, and MasaCtrl."""
+class Controlled(Editing):
+    """The demo's graph with a prompt of its own for each input of Edit, and a control without."""
 
     def __init__(self, **wishes):
         super().__init__(steps=STEPS)
@@ -14,20 +14,24 @@ class Masa(Editing):
         self.masa = self.add("PalimpsestMasaCtrl", start=0.25, start_layer=0.4, **wishes)
 
     def along(self, **changes):
-        """Add an Edit under it."""
+        """Add an Edit, under MasaCtrl if nothing else is said."""
         prompts = {"source": self.described[0], "target": self.target[0]}
         return self.edit(**{"control": self.masa[0], **prompts, **changes})
 
 
-def test_it_needs_no_words_and_runs_the_source_rows_that_it_reads(server):
-    graph = Masa()
+def test_they_need_no_words_and_run_the_source_rows_that_they_read(server):
+    graph = Controlled()
     union = graph.add("PalimpsestMasaCtrl", start=0.25, start_layer=0.4, union=True)
+    windows = {"attention_window": 0.5, "feature_window": 0.8}
+    places = {"start_layer": 0.0, "block": 0.5}
+    structure = graph.add("PalimpsestPlugAndPlay", **windows, **places)
     edits = {
         "masa": graph.along(),
         "union": graph.along(control=union[0]),
         "free": graph.along(control=None),
         "published": graph.along(source=graph.negative[0]),
         "masked": graph.along(mask=graph.scene[1]),
+        "structure": graph.along(control=structure[0]),
     }
     files = {name: graph.save(node[0], f"masa/{name}") for name, node in edits.items()}
     origin = graph.save(graph.encoded[0], "masa/origin")
@@ -41,8 +45,10 @@ def test_it_needs_no_words_and_runs_the_source_rows_that_it_reads(server):
         "free": 2 * STEPS,
         "published": 2 * STEPS + read,
         "masked": 2 * STEPS + 2 * read,
+        "structure": 2 * STEPS + int(0.8 * STEPS),
     }
-    assert relative(latents["masa"], latents["free"]) > 0.01
+    for name in ("masa", "structure"):
+        assert relative(latents[name], latents["free"]) > 0.01
     assert relative(latents["union"], latents["masa"]) > 1e-3
     picture = saved(server, entry, origin)
     kept = latents["masked"] == picture
@@ -50,7 +56,7 @@ def test_it_needs_no_words_and_runs_the_source_rows_that_it_reads(server):
 
 
 def test_features_of_the_inversion_serve_it_where_the_source_is_the_negative(server):
-    graph = Masa()
+    graph = Controlled()
     usual = graph.inverted.inputs | {"convention": "current", "positive": graph.negative[0]}
     kept = {"control": graph.masa[0], "source_features": "memory", "feature_budget": 512}
     inversions = [graph.add("PalimpsestInvertDDIM", **usual, **more) for more in ({}, kept)]
