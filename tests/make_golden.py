@@ -128,6 +128,18 @@ def latent(seed, height=16, width=16):
 # -- attention maps, and who edits them ----------------------------------------------------------
 
 
+class Editor:
+    """Who sees every attention and may change it; this one leaves all as it is."""
+
+    def read(self, q, k, v, cross):
+        """The tensors that maps are made of, and looked up in."""
+        return q, k, v
+
+    def __call__(self, maps, cross):
+        """The maps themselves."""
+        return maps
+
+
 class Maps:
     """An attention processor that computes every map and shows it to an editor."""
 
@@ -159,7 +171,7 @@ def watch(unet, editor):
 
 
 @dataclass
-class Controller:
+class Controller(Editor):
     """The published controllers in one: Replace or Refine, and Reweight on top of either.
 
     Attributes:
@@ -181,9 +193,6 @@ class Controller:
     def begin(self, step):
         self.step = step
 
-    def read(self, q, k, v, cross):
-        return q, k, v
-
     def __call__(self, maps, cross):
         source, target = maps[2], maps[3]
         if cross:
@@ -204,7 +213,7 @@ class Controller:
 
 
 @dataclass
-class Mutual:
+class Mutual(Editor):
     """MasaCtrl's editor: it counts the self-attentions of a call."""
 
     start_step: int
@@ -223,12 +232,9 @@ class Mutual:
             return q, k, v
         return q, k[[0, 0, 2, 2]], v[[0, 0, 2, 2]]
 
-    def __call__(self, maps, cross):
-        return maps
-
 
 @dataclass
-class Features:
+class Features(Editor):
     """Plug-and-Play's editor, for rows [source, negative, target].
 
     Attributes:
@@ -254,9 +260,6 @@ class Features:
         if self.step >= self.attention_steps or self.layer - 1 < self.start_layer:
             return q, k, v
         return q[[0, 0, 0]], k[[0, 0, 0]], v
-
-    def __call__(self, maps, cross):
-        return maps
 
     def hook(self, unet):
         """Have the convolution of the block give every row the source's."""

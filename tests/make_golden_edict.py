@@ -32,7 +32,7 @@ STEPS = 10
 TIMESTEPS = [k * (1000 // STEPS) for k in reversed(range(STEPS))]
 
 
-class InSequence:
+class InSequence(base.Editor):
     """Attention of the target prompt, with the maps that the source prompt left."""
 
     def __init__(self, source, target):

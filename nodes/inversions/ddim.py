@@ -9,6 +9,7 @@ from ...hosts.comfy.edits.edit import BoundControl
 from ...hosts.comfy.inversions.ddim import invert_ddim
 from ...hosts.comfy.inversions.features import MIB, feature_store, features_text
 from ...hosts.comfy.inversions.picture import Picture
+from ...pipelines.attention.bank import FeatureControl
 from ...pipelines.attention.features import FeatureRecorder
 from ...pipelines.couplings import Convention
 from ...pipelines.errors import PalimpsestError
@@ -151,6 +152,11 @@ class SourceFeatures:
             raise PalimpsestError(
                 f"source_features is {self.source_features}, but no control is connected: connect "
                 "the control that Edit will use, or set source_features to off."
+            )
+        if isinstance(self.control.control, FeatureControl):
+            raise PalimpsestError(
+                f"Source features do not serve {self.control.name}, which reads more: "
+                "set source_features to off."
             )
         self.control.check_source(picture.positive, "positive")
         budget, store = self.feature_budget * MIB, feature_store(self.source_features)

@@ -8,7 +8,7 @@ import folder_paths
 import pytest
 import torch
 from palimpsest.benchmarks.parity.golden import open_folder
-from palimpsest.hosts.comfy.edits.edit import edit
+from palimpsest.hosts.comfy.edits.edit import BoundControl, edit
 from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.features import (
     MIB,
@@ -19,7 +19,9 @@ from palimpsest.hosts.comfy.inversions.features import (
 )
 from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.schedules import schedule
+from palimpsest.nodes.inversions.ddim import SourceFeatures
 from palimpsest.pipelines.attention.features import FeatureRecorder
+from palimpsest.pipelines.attention.plug_and_play import PlugAndPlay
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.correction import ADD_SOURCE, UNCORRECTED
 from palimpsest.pipelines.denoiser import RowCount
@@ -152,3 +154,17 @@ def test_a_model_without_a_unet_is_refused():
     recorder = FeatureRecorder(None, picture.sigmas, MIB, MemoryStore())
     with pytest.raises(PalimpsestError, match="Keeping source features needs a UNet"):
         invert_ddim(picture, convention="current", refinement=0, recorder=recorder)
+
+
+@pytest.mark.parametrize(
+    ("control", "told"),
+    [
+        (None, "source_features is memory, but no control is connected: connect the control"),
+        (BoundControl(PlugAndPlay(), name="Plug-and-Play"), "do not serve Plug-and-Play, which"),
+    ],
+    ids=["none", "features"],
+)
+def test_nothing_is_kept_that_no_edit_would_read(control, told):
+    with pytest.raises(PalimpsestError, match=told):
+        SourceFeatures("memory", 64, control).recorder(None)
+    assert SourceFeatures("off", 64, control).recorder(None) is None

@@ -238,7 +238,8 @@ def test_the_maker_makes_what_is_stored(tmp_path):
         # The last bit of half precision, should another machine's rounding differ somewhere.
         for key in made:
             torch.testing.assert_close(made[key], stored[key], rtol=1e-3, atol=1e-6)
-    CASES.assert_made_again("di_p2p_reweight", unet)
+    for name in ("di_p2p_reweight", "di_masactrl_prompt", "ddim_pnp"):
+        CASES.assert_made_again(name, unet)
 
 
 @pytest.mark.parametrize(
