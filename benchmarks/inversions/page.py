@@ -100,9 +100,9 @@ where its latent is the picture's, number for number. *Edit success*: a judge th
 finds all four attributes of the target's caption. *Change made*: the one that was asked for. *Rest
 kept*: the other three, and the object within 8 pixels of its place. *Background*: PSNR to the
 picture, more than 8 pixels away from all that changes between the two drawings; beside it the same
-to the picture as the VAE gives it back. *Rows* and *seconds* (of one core; others were at work
-beside it, so compare them with one another only) are of inversion and edit; a backward pass is no
-row. *Drawn edited*: the true result, through the VAE.
+to the picture as the VAE gives it back. *Rows* and *seconds* are of inversion and edit; a
+backward pass is no row. The seconds are of one core on several days, with others at work beside it:
+a hint, where rows compare. *Drawn edited*: the true result, through the VAE.
 
 By kind of edit, success and background:
 

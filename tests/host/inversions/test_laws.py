@@ -13,6 +13,7 @@ import torch
 from palimpsest.hosts.comfy.edits.edit import EditRequest, edit
 from palimpsest.hosts.comfy.latents import with_samples
 from palimpsest.nodes.inversions.shared import CATEGORY
+from palimpsest.nodes.wires import Control
 from palimpsest.pipelines.correction import DIRECT_INVERSION
 from palimpsest.pipelines.trajectory import Trajectory
 from palimpsest.tests.host.edits.test_edit import relative
@@ -38,6 +39,14 @@ KEPT = ("latents", "sigmas", "origin")
 
 pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 each = pytest.mark.parametrize("node", INVERSIONS, ids=lambda node: node.SCHEMA.node_id[16:])
+
+
+#: Every node that makes an attention control.
+CONTROLS = [
+    node
+    for node in NODES
+    if Control.io_type in {made.io_type for made in node.GET_SCHEMA().outputs}
+]
 
 
 def settings_of(node):
@@ -79,12 +88,20 @@ def once(sd1):
     return given
 
 
-def edited(node, sd1, trajectory, text="a red circle"):
+def edited(node, sd1, trajectory, text="a red circle", control=None):
     """The edit along a trajectory under Direct Inversion; some hold it to their own cfg."""
     prompts = [prompt(sd1, words) for words in ("a red circle", text, "")]
     cfg = settings_of(node).get("cfg", 3.0)
-    request = EditRequest(sd1.model, trajectory, *prompts, cfg, None, None, DIRECT_INVERSION)
+    request = EditRequest(sd1.model, trajectory, *prompts, cfg, control, None, DIRECT_INVERSION)
     return edit(request)[:2]
+
+
+def control_of(node, sd1, text):
+    """What a node makes for an edit of "a red circle" into something else."""
+    words = {"clip": sd1.clip, "source": "a red circle", "target": text}
+    asked = {wanted.id for wanted in node.GET_SCHEMA().inputs}
+    given = settings_of(node) | {key: value for key, value in words.items() if key in asked}
+    return node.execute(**given).args[0]
 
 
 def tensors_of(trajectory):
@@ -97,7 +114,7 @@ def tensors_of(trajectory):
 
 
 def test_all_are_here():
-    assert len(INVERSIONS) >= 8
+    assert len(INVERSIONS) >= 8 and len(CONTROLS) >= 3
     held = {field.name for field in fields(Trajectory)}
     # What is new there has a place in `tensors_of`, or is none of a law's business.
     assert held == {*KEPT, "denoised", "image", "carried", "recipe", "features"}
@@ -116,6 +133,19 @@ def test_the_source_row_is_the_picture_bit_for_bit(sd1, node, once):
     else:
         assert relative(same, trajectory.in_host_scale(trajectory.latents[0])) < 1e-6
     assert relative(other, latent["samples"]) > 0.01
+
+
+@each
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda node: node.SCHEMA.node_id[10:])
+def test_every_control_goes_with_it(sd1, node, once, control):
+    """The source stays what it is, and the control is heard in the target."""
+    trajectory = once(node)[0]
+    bound = control_of(control, sd1, "a blue square")
+    free, source = edited(node, sd1, trajectory, "a blue square")
+    under, beside = edited(node, sd1, trajectory, "a blue square", bound)
+    assert relative(under, free) > 1e-4
+    assert (source is None) is (beside is None)
+    assert source is None or torch.equal(source, beside)
 
 
 @each
