@@ -68,6 +68,12 @@ def test_the_second_half_of_the_layers_gives_its_maps(layers):
     assert read == [n >= layers / 2 for n in range(layers)]
 
 
+def test_the_first_block_may_be_the_one():
+    first = BLOCK._replace(layer=0)
+    assert PlugAndPlay(block=0.0).reads(first, moment(0, STEPS))
+    assert not PlugAndPlay(block=0.0).reads(first._replace(layer=1), moment(0, STEPS))
+
+
 @pytest.mark.parametrize(("blocks", "block"), [(22, 14), (17, 10), (8, 5)])
 def test_the_published_block_of_sd1_and_the_one_there_in_others(blocks, block):
     sites = [Site("features", n, "cond", layers=blocks) for n in range(blocks)]
