@@ -20,9 +20,11 @@ from ..hosts.diffusers.sde import Drags, sde_drag
 from ..hosts.diffusers.style_diffusion import invert_style_diffusion
 from ..pipelines.attention.bank import Control
 from ..pipelines.attention.features import FeatureRecorder
+from ..pipelines.attention.local_blend import LocalBlend, blend_columns
 from ..pipelines.attention.masactrl import MasaCtrl
 from ..pipelines.attention.plug_and_play import PlugAndPlay
 from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
+from ..pipelines.attention.stack import stacked
 from ..pipelines.copy_paste import Brush
 from ..pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction
 from ..pipelines.denoiser import RowCount
@@ -136,6 +138,18 @@ def under(picture: Inverted, *, control: Control, source: str = "") -> int:
     return picture.rows + rows.rows
 
 
+def local_blend(picture: Inverted) -> int:
+    """Rows of an inversion and its first edit under Prompt-to-Prompt and LocalBlend."""
+    source, target, empty = map(picture.folder.prompt, (SOURCE, TARGET, ""))
+    tokens, words = (source.tokens, target.tokens), (["circle"], [])
+    columns = [blend_columns([prompt], *words, role="prompt") for prompt in tokens]
+    control, rows = stacked([rewrite_prompt(*tokens), LocalBlend(*columns)]), RowCount()
+    picture.folder.unet.edit(
+        picture.trajectory, source, target, empty, control=control, rows=rows
+    ).run()
+    return picture.rows + rows.rows
+
+
 def style_diffusion(picture: Inverted, *, rounds: int) -> int:
     """Rows of StyleDiffusion, its rounds of learning, and its first edit."""
     unet, rows = picture.folder.unet, RowCount()
@@ -239,6 +253,7 @@ ENTRIES = (
         130,
         partial(edit, correction=DIRECT_INVERSION, target=SECOND),
     ),
+    Entry("Direct Inversion + Prompt-to-Prompt with LocalBlend", 650, 200, local_blend),
     Entry("Direct Inversion + MasaCtrl", 550, 196, partial(under, control=MasaCtrl())),
     Entry(
         "Direct Inversion + MasaCtrl, the source under its own prompt",

@@ -11,9 +11,11 @@ from . import (
     identity,
     inpaint,
     load,
+    local_blend,
     sde,
     sdedit,
     sdedit_sweep,
+    source_controls,
     trajectory,
 )
 from .inversions import (
@@ -46,6 +48,8 @@ class PalimpsestExtension(ComfyExtension):
             *cyclediffusion.NODES,
             *uni_inv.NODES,
             *control.NODES,
+            *source_controls.NODES,
+            *local_blend.NODES,
             *edit.NODES,
             *sdedit.NODES,
             *sdedit_sweep.NODES,

@@ -16,8 +16,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..hosts.comfy.edits.bound import BoundControl
 from ..hosts.comfy.edits.compare import Compared
-from ..hosts.comfy.edits.edit import BoundControl
 from ..pipelines.errors import PalimpsestError, quoted
 from ..pipelines.points import DragPoints
 from ..pipelines.trajectory import Trajectory as Chain

@@ -1,20 +1,21 @@
 """Nodes that make an attention control."""
 
+from math import isqrt
 from typing import Any
 
 from comfy.sd import CLIP
 from comfy_api.latest import io
 
-from ..hosts.comfy.edits.edit import BoundControl
+from ..hosts.comfy.edits.bound import BoundControl, Words
 from ..hosts.comfy.words import encode_batch, prompt_tokens
 from ..pipelines.attention.bank import Control as AnyControl
-from ..pipelines.attention.masactrl import MasaCtrl
-from ..pipelines.attention.plug_and_play import PlugAndPlay
 from ..pipelines.attention.prompt_batch import rewrite_prompts
-from ..pipelines.attention.prompt_to_prompt import Mode, parse_weights, rewrite_prompt
+from ..pipelines.attention.prompt_to_prompt import SELF_PIXELS, Mode, rewrite_prompt
 from ..pipelines.attention.tokens import PromptTokens
+from ..pipelines.attention.word_values import parse_weights, parse_windows
 from ..pipelines.errors import PalimpsestError
 from .border import Node
+from .inputs import BEFORE
 from .wires import Control
 
 SOURCE = io.String.Input(
@@ -61,75 +62,58 @@ WEIGHTS = io.String.Input(
     tooltip="Strength of single words of the target, one `word: factor` per line, "
     "for example `blue: 2`. They act during the cross window.",
 )
+WEIGHTS_ALWAYS = io.Boolean.Input(
+    "weights_always",
+    default=False,
+    optional=True,
+    tooltip="Let the weights act after the cross window too, to the end.",
+    advanced=True,
+)
+CROSS_START = io.Float.Input(
+    "cross_start",
+    default=0.0,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    optional=True,
+    tooltip="Where the cross window begins; it ends at cross_window.",
+    advanced=True,
+)
+SELF_START = io.Float.Input(
+    "self_start",
+    default=0.0,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    optional=True,
+    tooltip="Where the part of the steps begins in which shapes are kept; it ends at self_window.",
+    advanced=True,
+)
+SELF_SIZE = io.Int.Input(
+    "self_size",
+    default=32,
+    min=1,
+    max=1024,
+    optional=True,
+    tooltip="Shapes are kept in layers of up to so many places along a side: 32 is published for "
+    "pictures of 512 pixels, 16 keeps less.",
+    advanced=True,
+)
+WORD_WINDOWS = io.String.Input(
+    "word_windows",
+    multiline=True,
+    default="",
+    optional=True,
+    tooltip="A cross window of its own for single words of the target, one `word: end` or "
+    "`word: start-end` per line, for example `blue: 0.2-0.8`.",
+    advanced=True,
+)
 ONE_PER_LINE = io.Boolean.Input(
     "one_per_line",
     default=False,
     optional=True,
     tooltip="Every line of target is a prompt of its own: Edit makes all of them "
     "at once, as a batch, from one picture.",
-    advanced=True,
-)
-START = io.Float.Input(
-    "start",
-    default=0.08,
-    min=0.0,
-    max=1.0,
-    step=0.02,
-    tooltip="The part of the steps before looks are taken from the picture: the prompt lays the "
-    "picture out in it. Raise it where the pose does not change.",
-)
-START_LAYER = io.Float.Input(
-    "start_layer",
-    default=0.625,
-    min=0.0,
-    max=1.0,
-    step=0.005,
-    tooltip="The part of the network's layers before that: 0.625 is layer 10 of SD 1.x's 16 and 44 "
-    "of SDXL's 70. Lower keeps more of the picture, also of its layout.",
-)
-UNION = io.Boolean.Input(
-    "union",
-    default=False,
-    optional=True,
-    tooltip="Look at the new picture beside the old one: for what the picture does not have.",
-    advanced=True,
-)
-ATTENTION_WINDOW = io.Float.Input(
-    "attention_window",
-    default=0.5,
-    min=0.0,
-    max=1.0,
-    step=0.05,
-    tooltip="For this part of the steps every place looks at what it looked at in the picture. "
-    "Higher keeps more of the shapes.",
-)
-FEATURE_WINDOW = io.Float.Input(
-    "feature_window",
-    default=0.8,
-    min=0.0,
-    max=1.0,
-    step=0.05,
-    tooltip="For this part of the steps one layer holds what it held for the picture. Higher keeps "
-    "more of what is where.",
-)
-FIRST_LAYER = io.Float.Input(
-    "start_layer",
-    default=0.5,
-    min=0.0,
-    max=1.0,
-    step=0.05,
-    tooltip="The part of the network's layers before those of attention_window: 0.5 takes layers 8 "
-    "to 15 of SD 1.x's 16. Lower keeps more.",
-    advanced=True,
-)
-BLOCK = io.Float.Input(
-    "block",
-    default=0.64,
-    min=0.0,
-    max=0.99,
-    step=0.01,
-    tooltip="Which layer feature_window is about, as a part of all residual blocks: 0.64 is number "
-    "14 of SD 1.x's 22. Lower is coarser, higher keeps more of the looks too.",
     advanced=True,
 )
 
@@ -163,6 +147,12 @@ class PromptToPrompt(Node):
                 SELF_WINDOW,
                 WEIGHTS,
                 ONE_PER_LINE,
+                WEIGHTS_ALWAYS,
+                CROSS_START,
+                SELF_START,
+                SELF_SIZE,
+                WORD_WINDOWS,
+                BEFORE,
             ],
             outputs=[
                 Control.Output(display_name="control", tooltip="For Edit's control input."),
@@ -181,36 +171,58 @@ class PromptToPrompt(Node):
         clip: CLIP,
         source: str,
         target: str,
-        weights: str = "",
         one_per_line: bool = False,
+        control: BoundControl | None = None,
         **wishes: Any,
     ) -> io.NodeOutput:
         prompts = _lines(target) if one_per_line else [target]
         words, *targets = (prompt_tokens(clip, text) for text in (source, *prompts))
-        control = _control(words, targets, parse_weights(weights), **wishes)
+        own = _control(words, targets, **wishes)
         before, after = encode_batch(clip, [source]), encode_batch(clip, prompts)
-        bound = BoundControl(control, before[0][0], after[0][0], "Prompt-to-Prompt")
-        return io.NodeOutput(bound, before, after)
+        known = Words(words, tuple(targets))
+        bound = BoundControl(own, before[0][0], after[0][0], "Prompt-to-Prompt", known)
+        return io.NodeOutput(bound.on(control), before, after)
 
 
 def _control(
     words: PromptTokens,
     targets: list[PromptTokens],
-    weights: dict[str, float],
     mode: Mode,
     cross_window: float,
     self_window: float,
+    weights: str = "",
+    weights_always: bool = False,
+    cross_start: float = 0.0,
+    self_start: float = 0.0,
+    self_size: int = isqrt(SELF_PIXELS),
+    word_windows: str = "",
 ) -> AnyControl:
     """The control of one target prompt, or of several at once."""
     wishes = {
         "mode": mode,
-        "cross_window": (0.0, cross_window),
-        "self_window": (0.0, self_window),
-        "weights": weights,
+        "cross_window": _window("cross", cross_start, cross_window),
+        "self_window": _window("self", self_start, self_window),
+        "weights": parse_weights(weights),
+        "word_windows": parse_windows(word_windows),
+        "self_pixels": self_size**2,
+        "weights_always": weights_always,
     }
     if len(targets) > 1:
         return rewrite_prompts(words, targets, **wishes)
     return rewrite_prompt(words, targets[0], **wishes)
+
+
+def _window(name: str, start: float, end: float) -> tuple[float, float]:
+    """A window; it may be empty, but not end before it begins.
+
+    A window that ends at 0 is shut, wherever it was said to begin.
+    """
+    if start > end > 0:
+        raise PalimpsestError(
+            f"{name}_start is {start:g}, {name}_window {end:g}: a window must begin before it "
+            f"ends; lower {name}_start."
+        )
+    return min(start, end), end
 
 
 def _lines(text: str) -> list[str]:
@@ -224,65 +236,4 @@ def _lines(text: str) -> list[str]:
     return prompts
 
 
-class MasaCtrlNode(Node):
-    """MasaCtrl: change what a thing does, keep what it looks like."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PalimpsestMasaCtrl",
-            display_name="MasaCtrl",
-            category="palimpsest/control",
-            description="Lets pose and shape follow the target prompt and takes the looks, colours "
-            "and textures, from the picture. Gives the control to Edit.",
-            search_aliases=[
-                "masactrl",
-                "mutual self-attention",
-                "attention control",
-                "non-rigid edit",
-                "change pose",
-                "real image editing",
-            ],
-            inputs=[START, START_LAYER, UNION],
-            outputs=[Control.Output(display_name="control", tooltip="For Edit's control input.")],
-        )
-
-    @classmethod
-    def run(cls, start: float, start_layer: float, union: bool = False) -> io.NodeOutput:
-        control = MasaCtrl((start, 1.0), (start_layer, 1.0), union)
-        return io.NodeOutput(BoundControl(control, name="MasaCtrl"))
-
-
-class PlugAndPlayNode(Node):
-    """Plug-and-Play: keep the structure of a picture, paint everything else anew."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PalimpsestPlugAndPlay",
-            display_name="Plug-and-Play",
-            category="palimpsest/control",
-            description="Keeps the structure of the picture, what is where and its outlines, and "
-            "lets the target prompt paint all of it anew. Gives the control to Edit.",
-            search_aliases=[
-                "pnp",
-                "plug and play",
-                "diffusion features",
-                "attention control",
-                "style change",
-                "image-to-image translation",
-            ],
-            inputs=[ATTENTION_WINDOW, FEATURE_WINDOW, FIRST_LAYER, BLOCK],
-            outputs=[Control.Output(display_name="control", tooltip="For Edit's control input.")],
-        )
-
-    @classmethod
-    def run(
-        cls, attention_window: float, feature_window: float, start_layer: float, block: float
-    ) -> io.NodeOutput:
-        windows = (0.0, attention_window), (0.0, feature_window)
-        control = PlugAndPlay(*windows, (start_layer, 1.0), block)
-        return io.NodeOutput(BoundControl(control, name="Plug-and-Play"))
-
-
-NODES = [PromptToPrompt, MasaCtrlNode, PlugAndPlayNode]
+NODES = [PromptToPrompt]

@@ -2,12 +2,19 @@
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ..hosts.comfy.cost import Spent, cost_text
-from ..hosts.comfy.edits.edit import BoundControl, EditRequest, edit, reconstruction_text
+from ..hosts.comfy.cost import cost_text
+from ..hosts.comfy.edits.bound import BoundControl
+from ..hosts.comfy.edits.edit import (
+    EditRequest,
+    Outcome,
+    allowed,
+    edit,
+    reconstruction_text,
+)
 from ..hosts.comfy.edits.guider import EditGuider
 from ..hosts.comfy.graph import is_wired
 from ..pipelines.correction import ADD_SOURCE, ADD_TARGET, UNCORRECTED, Correction
@@ -122,6 +129,11 @@ class Edit(Node):
                     display_name="cost",
                     tooltip="UNet rows and seconds of inversion and edit, in words: for Compare.",
                 ),
+                io.Mask.Output(
+                    display_name="mask",
+                    tooltip="Where the picture was let change in the last step: the mask input, "
+                    "and what LocalBlend found. White all over without either.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             has_intermediate_output=True,
@@ -158,19 +170,34 @@ class Edit(Node):
             correction=_correction(correction, scale, interval),
             keep_source=is_wired(cls.hidden.unique_id, RECONSTRUCTED),
         )
-        latent, kept, spent = edit(request)
-        blocked = ExecutionBlocker(None) if kept is None else {"samples": kept}
-        cost = cost_text(spent, request.trajectory.recipe)
-        shown = report(spent, _told(request, kept, spent))
-        return io.NodeOutput({"samples": latent}, blocked, cost, ui=shown)
+        made = edit(request)
+        blocked = ExecutionBlocker(None) if made.source is None else {"samples": made.source}
+        cost = cost_text(made.spent, request.trajectory.recipe)
+        where, shown = allowed(request, made.bounds), report(made.spent, _told(request, made))
+        if made.bounds is not None:
+            shown |= ui.PreviewMask(where, cls=cls).as_dict()
+        return io.NodeOutput({"samples": made.latent}, blocked, cost, where, ui=shown)
 
 
-def _told(request: EditRequest, kept: Tensor | None, spent: Spent) -> str:
+def _told(request: EditRequest, made: Outcome) -> str:
     """What Edit says of its run."""
-    text = f"{spent.rows} UNet rows, {spent.seconds:.1f} s"
-    text += f"\nreconstruction: {reconstruction_text(kept, request.trajectory.origin)}"
-    told = (carried.told(request.trajectory, request.cfg) for carried in request.trajectory.carried)
-    return "\n".join([text, *filter(None, told)])
+    text = f"{made.spent.rows} UNet rows, {made.spent.seconds:.1f} s"
+    text += f"\nreconstruction: {reconstruction_text(made.source, request.trajectory.origin)}"
+    told = [carried.told(request.trajectory, request.cfg) for carried in request.trajectory.carried]
+    return "\n".join(filter(None, [text, *told, _bounds_told(made.bounds)]))
+
+
+def _bounds_told(bounds: Tensor | None) -> str:
+    """How much of the picture the control let change; "" where it bounds nothing."""
+    if bounds is None:
+        return ""
+    share = float(bounds.float().mean())
+    if not share:
+        return (
+            "LocalBlend found its words nowhere: the picture is unchanged; lower its threshold, or "
+            "name other words"
+        )
+    return f"LocalBlend let {share:.0%} of the picture change"
 
 
 class EditGuiderNode(Node):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..hosts.comfy.cost import Spent
 from ..hosts.comfy.schedules import part_of_schedule
 from ..pipelines.couplings import LEVELS_AT_ONCE
-from .wires import Trajectory, report
+from .wires import Control, Trajectory, report
 
 PROCESSES = {"sde": 1.0, "ode": 0.0}
 
@@ -22,6 +22,13 @@ LATENT_OUT = io.Latent.Output(display_name="latent", tooltip="The edited picture
 TRAJECTORY_OUT = Trajectory.Output(
     display_name="trajectory",
     tooltip="The picture's own noise, and what the model made of it: for a further edit.",
+)
+
+BEFORE = Control.Input(
+    "control",
+    optional=True,
+    tooltip="A control to put this one on: both act on one edit. Where both want the same, this "
+    "one has its way.",
 )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from .attention.bank import Bank, Control, over_one_row, source_roles
+from .attention.watch import WatchingControl
 from .correction import DIRECT_INVERSION, Correction, correction_along
 from .denoiser import constant
 from .editing import Branches, Edit, Editing
@@ -54,7 +55,7 @@ def edit_along(
         eta=trajectory.recipe.eta,
         bank=bank,
         keep_source=keep_source,
-        after=(*after, *outside(mask, trajectory)),
+        after=(*after, *(bank.watches if bank else ()), *outside(mask, trajectory)),
     )
 
 
@@ -64,12 +65,14 @@ def _bank(
     """The bank of a control, with the inversion's features where they are this source's."""
     if control is None:
         return None
+    size = tuple(trajectory.start.shape[-2:])
+    watches = control.watches(size) if isinstance(control, WatchingControl) else ()
     source, _ = _asked(trajectory)
     if len(source_roles(control)) > 1 and lender.one_row(source):
         control = over_one_row(control)
     kept = trajectory.features
     same = kept is not None and kept.key == lender.features_key()
-    return Bank(control, kept if correction.on_chain and same else None)
+    return Bank(control, kept if correction.on_chain and same else None, watches)
 
 
 def _asked(trajectory: Trajectory) -> tuple[Asked, Asked]:

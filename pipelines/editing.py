@@ -260,7 +260,8 @@ class Edit:
             if on_step:
                 on_step(i + 1, rows.target, rows.guess.denoised)
         followed = self.correction.on_chain or self.source_rows[-1] == "guided"
-        return Edited(rows.target, rows.source if followed else None)
+        bounds = self.bank and self.bank.bounds
+        return Edited(rows.target, rows.source if followed else None, bounds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,10 +271,13 @@ class Edited:
     Attributes:
         latent: [B, C, ...] the edit.
         source: [B, C, ...] where the source row ended, or None if it was not followed to the end.
+        bounds: [1 or B, 1, h, w] in 0..1, where the control let the edit be in its last step; None
+            where it is none that bounds it.
     """
 
     latent: Tensor
     source: Tensor | None
+    bounds: Tensor | None = None
 
 
 class Editing(Protocol):

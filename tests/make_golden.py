@@ -171,6 +171,59 @@ def watch(unet, editor):
 
 
 @dataclass
+class Blend:
+    """LocalBlend: cross maps of the layers of 16 x 16 places, kept and summed over the steps.
+
+    Attributes:
+        words: [2, 77] 1 at the blend words of source and target.
+        out: [2, 77] the same of the words to leave out.
+        thresholds: Of both.
+        first: The first step after which anything is put back.
+        store: Maps [2, heads, 256, 77] of every layer.
+        masks: What was found, step by step.
+        margin: How near any place came to its threshold.
+    """
+
+    words: torch.Tensor
+    out: torch.Tensor
+    thresholds: tuple[float, float]
+    first: int
+    store: list = field(default_factory=list)
+    masks: list = field(default_factory=list)
+    margin: float = 1.0
+    layer: int = 0
+
+    def see(self, maps):
+        """The edited maps of one layer, of the conditional rows."""
+        if maps.shape[-2] != 256:
+            return
+        if self.layer == len(self.store):
+            self.store.append(torch.zeros_like(maps))
+        self.store[self.layer] = self.store[self.layer] + maps
+        self.layer += 1
+
+    def __call__(self, z, step):
+        self.layer = 0
+        if step < self.first:
+            return z
+        mask = self.mask(self.words, self.thresholds[0], pool=True)
+        if self.out.any():
+            mask = mask & ~self.mask(self.out, self.thresholds[1], pool=False)
+        self.masks.append(mask)
+        return z[:1] + mask.to(z) * (z - z[:1])
+
+    def mask(self, words, threshold, pool):
+        maps = torch.stack(self.store, 1).flatten(1, 2)  # [2, layers * heads, 256, 77]
+        maps = (maps * words[:, None, None]).sum(-1).mean(1).view(2, 1, 16, 16)
+        if pool:
+            maps = torch.nn.functional.max_pool2d(maps, 3, stride=1, padding=1)
+        maps = maps / maps.amax((2, 3), keepdim=True)
+        self.margin = min(self.margin, float((maps - threshold).abs().min()))
+        found = maps > threshold
+        return found[:1] | found
+
+
+@dataclass
 class Controller(Editor):
     """The published controllers in one: Replace or Refine, and Reweight on top of either.
 
@@ -180,6 +233,7 @@ class Controller(Editor):
         mapper: [77, 77] of Replace, or the [77] source positions of Refine.
         new: [77] 1 where Refine has no source for a token.
         equalizer: [77] factors of Reweight.
+        blend: Sees the edited maps, or None.
         step: Set by the loop.
     """
 
@@ -188,6 +242,7 @@ class Controller(Editor):
     mapper: torch.Tensor
     new: torch.Tensor
     equalizer: torch.Tensor
+    blend: Blend | None = None
     step: int = 0
 
     def begin(self, step):
@@ -198,6 +253,8 @@ class Controller(Editor):
         if cross:
             alpha = self.alpha[self.step]
             edited = self._rewritten(source, target) * alpha + target * (1 - alpha)
+            if self.blend is not None:
+                self.blend.see(torch.stack([source, edited]))
         elif self.self_steps[0] <= self.step < self.self_steps[1] and maps.shape[-1] <= 32**2:
             edited = source
         else:
@@ -355,7 +412,23 @@ def make_controller(settings):
     bounds = settings["self_replace_steps"]
     first, last = (0.0, bounds) if isinstance(bounds, float) else bounds
     window = int(settings["steps"] * first), int(settings["steps"] * last)
-    return Controller(alpha, window, mapper, new, equalizer)
+    return Controller(alpha, window, mapper, new, equalizer, make_blend(settings))
+
+
+def make_blend(settings):
+    """The LocalBlend that a case's settings ask for, or None."""
+    if not settings["blend_words"]:
+        return None
+    marked = []
+    for words in (settings["blend_words"], settings.get("substruct_words") or ([], [])):
+        rows = torch.zeros(2, MAX_TOKENS, dtype=torch.float64)
+        for row, text, chosen in zip(
+            rows, (settings["prompt_src"], settings["prompt_tar"]), words, strict=True
+        ):
+            row[positions(text, lambda _, w, chosen=chosen: w in chosen)] = 1
+        marked.append(rows)
+    first = int(settings["lb_start_blend"] * settings["steps"])
+    return Blend(*marked, settings["lb_threshold"], first)
 
 
 def open_window(alpha, bounds, tokens):
@@ -477,7 +550,8 @@ class Run:
             z = self.move(noise, self.level(t), self.level(self.below(t)), z)
             if offsets is not None:
                 z = torch.cat([z[:1] + offsets[i, :1], z[1:]])
-            visited.append(z)
+            blend = getattr(controller, "blend", None)
+            visited.append(z if blend is None else blend(z, i))
         return torch.stack(visited)
 
 
@@ -573,7 +647,8 @@ def run_null_text(run):
 
 def edited(run, start, offsets):
     """The edit, and proof that its control matters: the same without it ends elsewhere."""
-    visited = run.edit(start, offsets, make_controller(run.settings))
+    controller = make_controller(run.settings)
+    visited = run.edit(start, offsets, controller)
     nfe = json.loads(json.dumps(run.nfe))
     free = run.edit(start, offsets, None)
     run.nfe = nfe
@@ -582,7 +657,19 @@ def edited(run, start, offsets):
     if share < 0.05:
         raise SystemExit(f"The control changes {share:.1%} of the edit: it would test nothing.")
     run.settings["control_changes"] = round(share, 4)
-    return {"final": visited[-1], "traj": visited}
+    return {"final": visited[-1], "traj": visited} | blended(run, controller)
+
+
+def blended(run, controller):
+    """The masks of an edit with LocalBlend, and proof that rounding flips none of their cells."""
+    blend = getattr(controller, "blend", None)
+    if blend is None:
+        return {}
+    shares = [float(mask[1].double().mean()) for mask in blend.masks]
+    if blend.margin < 1e-4 or not 0.1 < sum(shares) / len(shares) < 0.9:
+        raise SystemExit(f"Masks of {shares}, to {blend.margin:.1e} of a flip: of no use.")
+    run.settings |= {"lb_mask_mean_target": shares, "lb_min_margin": blend.margin}
+    return {"lb_masks": torch.stack(blend.masks)}
 
 
 EDIT = {
@@ -649,6 +736,33 @@ CASES = {
             "method": P2P,
             "prompt_tar": PROMPTS["replace"],
             "eq_params": {"words": ["blue", "field"], "values": [4, -1.5]},
+            "steps": 6,
+        },
+    ),
+    "di_p2p_refine_lb": (
+        run_direct_inversion,
+        (2,),
+        EDIT
+        | {
+            "method": P2P,
+            "prompt_tar": PROMPTS["refine"],
+            "is_replace_controller": False,
+            "blend_words": [["field"], ["flowers"]],
+            "substruct_words": [["circle"], ["red"]],
+            "lb_threshold": [0.85, 0.95],
+            "lb_start_blend": 0.2,
+        },
+    ),
+    "ddim_p2p_replace_lb": (
+        run_uncorrected,
+        (1,),
+        EDIT
+        | {
+            "method": "PnPInversion ddim+p2p",
+            "prompt_tar": PROMPTS["longer"],
+            "blend_words": [["circle", "red"], ["circle", "ultramarine"]],
+            "lb_threshold": [0.9, 0.9],
+            "lb_start_blend": 0.4,
             "steps": 6,
         },
     ),
@@ -754,9 +868,14 @@ def make_case(name, unet):
     loop, shape, _ = CASES[name]
     run = Run(unet, settings_of(name), latent(*shape).double())
     with torch.no_grad():
-        tensors = {key: t.float().contiguous() for key, t in loop(run).items()}
+        tensors = {key: stored(t).contiguous() for key, t in loop(run).items()}
     about = {key: [str(t.dtype), list(t.shape)] for key, t in tensors.items()}
     return {**run.settings, "nfe": run.nfe, "tensors": about}, tensors
+
+
+def stored(tensor):
+    """Numbers in float32, masks as bytes."""
+    return tensor.to(torch.uint8 if tensor.dtype == torch.bool else torch.float32)
 
 
 def make_text():

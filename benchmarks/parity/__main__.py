@@ -28,8 +28,6 @@ Runner = Callable[[Folder, Case], Result]
 
 def runner_of(case: Case) -> Runner | None:
     """The pipeline that a case is about, or None where we have none yet."""
-    if case.settings.get("blend_words"):
-        return None
     for start, runner in (
         ("PnPInversion DirectInversion.ddim_inversion", run_inversion),
         ("PnPInversion DirectInversion.invert", run_offsets),
@@ -102,8 +100,7 @@ def _run_case(folder: Folder, name: str) -> bool | None:
     case = folder.case(name)
     runner = runner_of(case)
     if runner is None:
-        missing = "LocalBlend" if case.settings.get("blend_words") else case.method
-        print(f"{name:32} not built yet: {missing}")
+        print(f"{name:32} not built yet: {case.method}")
         return None
     result = runner(folder, case)
     published = sum(part["samples"] for part in case.settings.get("nfe", {}).values())

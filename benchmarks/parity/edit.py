@@ -1,5 +1,6 @@
 """What Prompt-to-Prompt edits have in common beside the published code, and those along DDIM."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,7 +8,10 @@ import torch
 from torch import Tensor
 
 from ...hosts.diffusers.prompt import Prompt
+from ...pipelines.attention.bank import Control
+from ...pipelines.attention.local_blend import LocalBlend, blend_columns
 from ...pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
+from ...pipelines.attention.stack import stacked
 from ...pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction, residual
 from ...pipelines.denoiser import RowCount
 from ...pipelines.editing import Edit
@@ -89,19 +93,56 @@ def edit_along(
 def walked_beside(case: Case, whole: Edit) -> dict[str, float]:
     """Errors of both rows of an edit, at its end and where the case has it at every level."""
     trajectory = whole.trajectory
-    walked = [Rows(trajectory.start, trajectory.start)]
+    walked, masks = [Rows(trajectory.start, trajectory.start)], []
     for i in range(trajectory.steps):
         walked.append(whole.step(i, walked[-1]))
+        masks.append(whole.bank and whole.bank.bounds)
     ours = torch.stack([torch.cat([rows_at.source, rows_at.target]) for rows_at in walked], 1)
     ours = torch.stack([published_scale(row, trajectory.sigmas.flip(0)) for row in ours])
     errors = rowwise("final", ours[:, -1], case.tensors["final"])
     if "traj" in case.tensors:
         errors |= rowwise("traj", ours, by_row(case, "traj"))
+    if "lb_masks" in case.tensors:
+        errors["lb_masks"] = _differing(masks, case.tensors["lb_masks"])
     return errors
 
 
-def control_of(case: Case, source: Prompt, target: Prompt) -> PromptToPrompt:
-    """The published controller of a case; it passes over words that the target does not have."""
+def _differing(ours: list[Tensor | None], published: Tensor) -> float:
+    """Part of the cells of LocalBlend's masks that differ; of every step that has one.
+
+    Args:
+        ours: [B, 1, h, w] of every step, None before the first.
+        published: [calls, rows, 1, h, w]; the last row is the target's.
+    """
+    found = [mask for mask in ours if mask is not None]
+    if len(found) != len(published):
+        return math.inf
+    return float((torch.cat(found) != published[:, -1]).double().mean())
+
+
+def control_of(case: Case, source: Prompt, target: Prompt) -> Control:
+    """The published controller of a case, and its LocalBlend."""
+    controls = [_rewrite_of(case, source, target)]
+    if case.settings.get("blend_words"):
+        controls.append(_blend_of(case, source, target))
+    return stacked(controls)
+
+
+def _blend_of(case: Case, source: Prompt, target: Prompt) -> LocalBlend:
+    """The published LocalBlend of a case."""
+    settings = case.settings
+    words = settings["blend_words"], settings.get("substruct_words") or ([], [])
+    columns = [
+        blend_columns([prompt.tokens], *chosen, role="prompt")
+        for prompt, *chosen in zip((source, target), *words, strict=True)
+    ]
+    return LocalBlend(
+        *columns, *settings.get("lb_threshold", (0.3, 0.3)), settings.get("lb_start_blend", 0.2)
+    )
+
+
+def _rewrite_of(case: Case, source: Prompt, target: Prompt) -> PromptToPrompt:
+    """The published controller; it passes over words that the target does not have."""
     settings = case.settings
     cross = settings["cross_replace_steps"]
     cross = cross if isinstance(cross, dict) else {"default_": cross}

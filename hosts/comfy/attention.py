@@ -6,7 +6,12 @@ from typing import Any
 
 import comfy.model_patcher
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ldm.modules.diffusionmodules.openaimodel import (
+    Downsample,
+    ResBlock,
+    UNetModel,
+    Upsample,
+)
 from comfy.model_base import BaseModel
 from torch import Tensor, nn
 
@@ -54,12 +59,13 @@ def hooked_options(model: BaseModel, options: dict[str, Any], hook: AttentionHoo
     transformer = options.setdefault("transformer_options", {})
     replaced = transformer.setdefault("patches_replace", {})
     blocks = transformer_blocks(model.diffusion_model)
+    depths = depths_of(model.diffusion_model)
     for name, kind in PATCH_NAMES.items():
         before = replaced.get(name, {})
         replaced[name] = before | {
             (block, number, index): _replacement(
                 hook,
-                Site(kind, layer, "cond", layers=len(blocks)),
+                Site(kind, layer, "cond", layers=len(blocks), depths=depths),
                 before.get((block, number, index), before.get((block, number))),
             )
             for layer, (block, number, index) in enumerate(blocks)
@@ -76,14 +82,29 @@ def transformer_blocks(unet: UNetModel) -> list[tuple[str, int, int]]:
     ]
 
 
-def heads_of(unet: UNetModel) -> list[int]:
-    """Attention heads of every transformer block, in the same order."""
-    layers = [layer for _, _, layer in _transformers(unet)]
-    return [block.n_heads for layer in layers for block in layer.transformer_blocks]
+def depths_of(unet: UNetModel) -> tuple[int, ...]:
+    """How often the picture was halved before each of them."""
+    depth, depths = 0, []
+    for _, _, layer in _in_order(unet):
+        depth += _halvings(layer)
+        if isinstance(layer, SpatialTransformer):
+            depths += [depth] * len(layer.transformer_blocks)
+    return tuple(depths)
+
+
+def _halvings(layer: nn.Module) -> int:
+    """How often a layer halves the picture; -1 where it doubles it."""
+    moved = layer.h_upd if isinstance(layer, ResBlock) and layer.updown else layer
+    return int(isinstance(moved, Downsample)) - int(isinstance(moved, Upsample))
 
 
 def _transformers(unet: UNetModel) -> list[tuple[str, int, SpatialTransformer]]:
     """(block, number, transformer) in execution order."""
+    return [place for place in _in_order(unet) if isinstance(place[2], SpatialTransformer)]
+
+
+def _in_order(unet: UNetModel) -> list[tuple[str, int, nn.Module]]:
+    """(block, number, layer) in execution order."""
     parts: Sequence[tuple[str, Sequence[nn.Module]]] = (
         ("input", list(unet.input_blocks)),
         ("middle", [unet.middle_block] if unet.middle_block is not None else []),
@@ -94,7 +115,6 @@ def _transformers(unet: UNetModel) -> list[tuple[str, int, SpatialTransformer]]:
         for block, modules in parts
         for number, module in enumerate(modules)
         for layer in module
-        if isinstance(layer, SpatialTransformer)
     ]
 
 
@@ -119,13 +139,14 @@ def _replacement(hook: AttentionHook, place: Site, previous: Replacement | None)
             return left_alone()
         call.check_whole(extra, extra["original_shape"][0], extra["original_shape"][2:])
         own = _own_tokens(whole, place.kind, call, extra)
+        here = place._replace(heads=extra["n_heads"])
         asked: list[Any] = []
 
         def ask(site: Site, part: QKV) -> tuple[QKV, ...] | None:
             asked.append(of_ours(hook)(site, part))
             return asked[-1]
 
-        out = attend(own, place, roles, ask, sdpa)
+        out = attend(own, here, roles, ask, sdpa)
         if previous is None and own is whole:
             return out
         return out + (left_alone() - sdpa(own)) if any(asked) else left_alone()

@@ -44,6 +44,16 @@ def latent_mask(mask: Tensor, model: ModelPatcher, latent: Tensor) -> Tensor:
     return adaptive_max_pool3d(led[None, None], (frames, *size))
 
 
+def pixel_mask(cells: Tensor, model: ModelPatcher) -> Tensor:
+    """[b, H, W] MASK of the pixels that the cells [b, 1, h, w] of a latent stand for.
+
+    Of a video every frame of [b, 1, frames, h, w] is one.
+    """
+    frames = cells.flatten(0, 1).flatten(0, -3)
+    cell = cell_size(model)
+    return frames.repeat_interleave(cell, -1).repeat_interleave(cell, -2)
+
+
 def mask_pictures(mask: Tensor) -> Tensor:
     """[b, H, W] of a MASK: core's nodes also give, and take, [H, W] and [b, 1, H, W].
 

@@ -48,12 +48,15 @@ def _processors(
     before = []
     try:
         blocks = transformer_blocks(unet)
+        depths = depths_of(unet, "BasicTransformerBlock")
         for layer, block in enumerate(blocks):
             for kind, attention in (("self", block.attn1), ("cross", block.attn2)):
                 if attention is None:  # a block may be without the one or the other
                     continue
                 before.append((attention, attention.processor))
-                place = Site(kind, layer, "cond", layers=len(blocks))
+                place = Site(
+                    kind, layer, "cond", layers=len(blocks), depths=depths, heads=attention.heads
+                )
                 own = _HookedProcessor(hooks.attention, place, tuple(roles), values)
                 attention.set_processor(own)
         yield
@@ -99,13 +102,24 @@ def residual_blocks(unet: nn.Module) -> list[nn.Module]:
 
 
 def _modules(unet: nn.Module, kind: str) -> list[nn.Module]:
-    return [
-        module
-        for part in ("down_blocks", "mid_block", "up_blocks")
-        if getattr(unet, part, None) is not None
-        for module in getattr(unet, part).modules()
-        if type(module).__name__ == kind
-    ]
+    return [module for module in _in_order(unet) if type(module).__name__ == kind]
+
+
+def _in_order(unet: nn.Module) -> Iterator[nn.Module]:
+    """Modules between the first and the last convolution, in execution order."""
+    for part in ("down_blocks", "mid_block", "up_blocks"):
+        if getattr(unet, part, None) is not None:
+            yield from getattr(unet, part).modules()
+
+
+def depths_of(unet: nn.Module, kind: str) -> tuple[int, ...]:
+    """How often the picture was halved before each of the blocks of a kind."""
+    depth, depths = 0, []
+    for name in (type(module).__name__ for module in _in_order(unet)):
+        depth += {"Downsample2D": 1, "Upsample2D": -1}.get(name, 0)
+        if name == kind:
+            depths.append(depth)
+    return tuple(depths)
 
 
 def transformer_blocks(unet: nn.Module) -> list[nn.Module]:

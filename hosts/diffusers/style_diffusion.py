@@ -11,7 +11,6 @@ from ...pipelines.denoiser import RowCount
 from ...pipelines.inversion.image_tokens import fit_width, latent_tokens
 from ...pipelines.inversion.style_diffusion import Fitted, Fitting, Source, carried_by, fit
 from ...pipelines.trajectory import Trajectory
-from .attention import transformer_blocks
 from .prompt import Prompt
 from .unet import DiffusersUNet
 
@@ -65,8 +64,7 @@ def source_of(
     """What the pipeline asks of the model; see `invert_style_diffusion`."""
     maps = None
     if fitting.map_weight:
-        heads = [block.attn2.heads for block in transformer_blocks(unet.unet)]
-        maps = CrossMaps(heads, x0.shape[-2:].numel())
+        maps = CrossMaps(x0.shape[-2:].numel())
     hooks = Hooks(maps.record) if maps else NO_HOOKS
 
     def mapped(x: Tensor, sigma: Tensor, values: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ...hosts.comfy.edits.edit import BoundControl
+from ...hosts.comfy.edits.bound import BoundControl
 from ...hosts.comfy.inversions.ddim import invert_ddim
 from ...hosts.comfy.inversions.features import MIB, feature_store, features_text
 from ...hosts.comfy.inversions.picture import Picture

@@ -21,6 +21,7 @@ from ..denoiser import Denoiser
 from ..errors import PalimpsestError
 from ..schedule import Moment
 from .hooks import QKV, ROLES, Hooks, Kind, Role, Site
+from .watch import Watch, bounds, within
 
 
 class Control(Protocol):
@@ -41,12 +42,19 @@ class Control(Protocol):
         """Whether it reads the source anywhere in this step."""
         ...
 
-    def kept(self, site: Site, own: QKV) -> QKV:
-        """Of the source's tensors those that it reads, None for the others."""
+    def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
+        """Of the source's tensors those that it reads in this step, None for the others."""
         ...
 
-    def terms(self, own: QKV, source: QKV, site: Site, at: Moment) -> tuple[QKV, ...]:
-        """The attention of the target rows `own`, given the `source` recorded at the site."""
+    def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> tuple[QKV, ...] | None:
+        """The attention of the target rows `own`; None leaves it alone.
+
+        Args:
+            own: Their tensors.
+            source: What was recorded at the site; None where the control reads nothing here.
+            site: Where.
+            at: The step.
+        """
         ...
 
 
@@ -95,11 +103,11 @@ class OneRow:
         """See `Control`."""
         return self.control.reads(site, at)
 
-    def kept(self, site: Site, own: QKV) -> QKV:
+    def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
         """See `Control`."""
-        return self.control.kept(site, own)
+        return self.control.kept(site, own, at)
 
-    def terms(self, own: QKV, source: QKV, site: Site, at: Moment) -> tuple[QKV, ...]:
+    def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> tuple[QKV, ...] | None:
         """See `Control`."""
         return self.control.terms(own, source, site, at)
 
@@ -148,11 +156,13 @@ class Bank:
     Attributes:
         control: Who decides what is recorded and what is made of it.
         features: What the inversion kept already; its steps need no source row.
+        watches: Who sees the attention of both rows.
         at: The step that it stands in; None before the first.
     """
 
     control: Control
     features: KeptFeatures | None = None
+    watches: tuple[Watch, ...] = ()
     at: Moment | None = None
     _stored: dict[Place, Recorded] = field(default_factory=dict)
 
@@ -173,6 +183,11 @@ class Bank:
         return not self._stored
 
     @property
+    def bounds(self) -> Tensor | None:
+        """[1 or B, 1, h, w] where the watches let the edit be; None where none bounds it."""
+        return bounds(self.watches)
+
+    @property
     def recording(self) -> Hooks:
         """What looks at the source's rows."""
         return Hooks(self.record, self.record_feature if self._reads_features else None)
@@ -189,7 +204,7 @@ class Bank:
     def record(self, site: Site, qkv: QKV) -> None:
         """Keep the source's tensors where the control will read them."""
         if read_by_target(self.control, site, self.at):
-            self._stored[place_of(site)] = self.control.kept(site, qkv)
+            self._stored[place_of(site)] = self.control.kept(site, qkv, self.at)
 
     def record_feature(self, site: Site, feature: Tensor) -> None:
         """The same for what a residual block adds."""
@@ -198,10 +213,17 @@ class Bank:
 
     def inject(self, site: Site, qkv: QKV) -> tuple[QKV, ...] | None:
         """The controlled attention of the target rows, or None where the control is idle."""
-        stored = self._read(site)
-        if stored is None:
+        if self.control.source_role(site.role) is None:
             return None
-        source = QKV(*(_match_rows(tensor, qkv.q) for tensor in stored))
+        stored = self._read(site)
+        source = stored and QKV(*(_match_rows(tensor, qkv.q) for tensor in stored))
+
+        def attended(values: Tensor) -> tuple[QKV, ...]:
+            shown = qkv._replace(v=values)
+            return self.control.terms(shown, source, site, self.at) or (shown,)
+
+        for watch in self.watches:
+            watch.see(qkv, source, attended, site, self.at)
         return self.control.terms(qkv, source, site, self.at)
 
     def inject_feature(self, site: Site, feature: Tensor) -> Tensor | None:
@@ -227,6 +249,18 @@ class Bank:
                 "on the source prompt, or edit without the control."
             )
         return self._stored[place]
+
+
+def kept_within(bank: Bank | None, mask: Tensor | None, apart: Tensor) -> Tensor:
+    """How far an edit is from its source, [B, C, h, w], where it may be; elsewhere nothing.
+
+    Args:
+        bank: Its watches bound the edit.
+        mask: [1 or B, 1, h, w] in 0..1, so does this; None does not.
+        apart: [B, C, h, w] the distance.
+    """
+    apart = within(bank.watches, apart) if bank else apart
+    return apart if mask is None else mask * apart
 
 
 @contextmanager

@@ -4,7 +4,7 @@ A = softmax(q k^T / sqrt(d)) per head. Controls never need them (`bank`); a loss
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -28,30 +28,29 @@ class CrossMaps:
     one run.
 
     Attributes:
-        heads: Attention heads of every transformer block, in execution order.
         cells: Cells of the latent, h * w.
     """
 
-    heads: Sequence[int]
     cells: int
-    _seen: dict[int, QKV] = field(default_factory=dict)
+    _seen: dict[Site, QKV] = field(default_factory=dict)
 
     def record(self, site: Site, qkv: QKV) -> None:
         """An attention hook that changes nothing."""
         if site.kind == "cross" and site.role == "cond":
-            self._seen[site.layer] = qkv
+            self._seen[site] = qkv
 
     def take(self) -> list[Tensor]:
         """[B, heads, P, S] float32 maps of the call that was just made; gradients flow."""
-        maps = [attention_map(self._seen[layer], self.heads[layer]) for layer in self._layers()]
+        maps = [attention_map(self._seen[site], site.heads) for site in self._layers()]
         self._seen.clear()
         return maps
 
-    def _layers(self) -> list[int]:
+    def _layers(self) -> list[Site]:
         """The layers whose maps count."""
         sizes = {qkv.q.shape[1] for qkv in self._seen.values()}
         size = min(sizes, key=lambda n: (abs(math.log(n * CELLS_PER_QUERY / self.cells)), -n))
-        layers = sorted(layer for layer, qkv in self._seen.items() if qkv.q.shape[1] == size)
+        here = [site for site, qkv in self._seen.items() if qkv.q.shape[1] == size]
+        layers = sorted(here, key=lambda site: site.layer)
         if len(layers) <= MOST_LAYERS:
             return layers
         return [layers[i * (len(layers) - 1) // (MOST_LAYERS - 1)] for i in range(MOST_LAYERS)]

@@ -43,16 +43,15 @@ class Features:
 
     Attributes:
         every: All attentions of the network, as the inversion saw them.
-        sites: Per step, counted from the noisiest level, where something was kept.
-        parts: Which of an attention's tensors were kept, by name.
+        sites: Per step, counted from the noisiest level, where something was kept, and the names of
+            the tensors.
         read: Gives the features of a step.
         key: What they depend on besides the chain, as text: the source's prompt and the model.
         bytes: The room they take.
     """
 
     every: frozenset[Site]
-    sites: Mapping[int, frozenset[Site]]
-    parts: frozenset[str]
+    sites: Mapping[int, Mapping[Site, frozenset[str]]]
     read: Callable[[int], Kept]
     key: str
     bytes: int
@@ -66,16 +65,18 @@ class Features:
             return False
         if not {site.role for site in self.every}.issuperset(source_roles(control)):
             return False
-        wanted = [site for site in self.every if read_by_target(control, site, at)]
-        if not all(self.parts.issuperset(parts_kept(control, site)) for site in wanted):
-            return False
-        return at.step in self.sites and self.sites[at.step].issuperset(wanted)
+        kept = self.sites.get(at.step, {})
+        return all(
+            kept.get(site, frozenset()).issuperset(parts_kept(control, site, at))
+            for site in self.every
+            if read_by_target(control, site, at)
+        )
 
 
-def parts_kept(control: Control, site: Site) -> frozenset[str]:
-    """Names of the tensors of an attention that a control reads of its source."""
+def parts_kept(control: Control, site: Site, at: Moment) -> frozenset[str]:
+    """Names of the tensors of an attention that a control reads of its source in a step."""
     shown = torch.zeros(1).expand(1, max(site.tokens, 1), 1)
-    return _names(control.kept(site, QKV(shown, shown, shown)))
+    return _names(control.kept(site, QKV(shown, shown, shown), at))
 
 
 def _names(part: QKV) -> frozenset[str]:
@@ -99,10 +100,9 @@ class FeatureRecorder:
     budget: int
     store: Store
     needed: int | None = None
-    _sizes: dict[Site, int] = field(default_factory=dict)
-    _kept: dict[int, frozenset[Site]] = field(default_factory=dict)
+    _sizes: dict[Site, dict[str, int]] = field(default_factory=dict)
+    _kept: dict[int, dict[Site, frozenset[str]]] = field(default_factory=dict)
     _now: dict[Site, QKV] = field(default_factory=dict)
-    _parts: frozenset[str] = frozenset()
     _at: Moment | None = None
 
     @property
@@ -118,11 +118,9 @@ class FeatureRecorder:
     def record(self, site: Site, qkv: QKV) -> None:
         """Survey the first call; keep of the others what the control will read."""
         if self.needed is None:
-            part = self.control.kept(site, qkv)
-            self._sizes[site] = sum(t.nbytes for t in part if t is not None)
-            self._parts |= _names(part)
+            self._sizes[site] = {name: t.nbytes for name, t in qkv._asdict().items()}
         elif self.fits and read_by_target(self.control, site, self._at):
-            self._now[site] = self.control.kept(site, qkv)
+            self._now[site] = self.control.kept(site, qkv, self._at)
 
     def watch(self, denoise: Denoiser) -> Denoiser:
         """The inversion's denoiser, of which every call is kept; the last one of a level stays.
@@ -141,7 +139,7 @@ class FeatureRecorder:
                 self.needed = self._survey()
             elif self._now:
                 self.store.write(self._at.step, self._now)
-                self._kept[self._at.step] = frozenset(self._now)
+                self._kept[self._at.step] = {s: _names(qkv) for s, qkv in self._now.items()}
                 self._now = {}
             return denoised
 
@@ -149,11 +147,13 @@ class FeatureRecorder:
 
     def _survey(self) -> int:
         """Bytes of all steps but the noisiest, which the inversion does not visit."""
+        moments = [moment_at(self.sigmas, step) for step in range(1, len(self.sigmas) - 1)]
         return sum(
-            size
-            for step in range(1, len(self.sigmas) - 1)
-            for site, size in self._sizes.items()
-            if read_by_target(self.control, site, moment_at(self.sigmas, step))
+            sizes[name]
+            for at in moments
+            for site, sizes in self._sizes.items()
+            if read_by_target(self.control, site, at)
+            for name in parts_kept(self.control, site, at)
         )
 
     def result(self, key: str) -> Features | None:
@@ -167,4 +167,4 @@ class FeatureRecorder:
         # The noisiest level is only seen on the way to it, not where the chain ends.
         sites = {step: kept for step, kept in self._kept.items() if step > 0}
         every = frozenset(self._sizes)
-        return Features(every, sites, self._parts, self.store.read, key, self.needed)
+        return Features(every, sites, self.store.read, key, self.needed)

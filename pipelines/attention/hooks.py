@@ -30,6 +30,8 @@ class Site(NamedTuple):
         tokens: Queries of the attention, or cells of the feature map.
         text: How many of the keys of a joint attention, the first ones, are text.
         layers: How many places of that sort the network has.
+        depths: How often the picture was halved before each of them, by layer; of attention alone.
+        heads: Heads of the attention.
     """
 
     kind: Kind
@@ -38,6 +40,8 @@ class Site(NamedTuple):
     tokens: int = 0
     text: int = 0
     layers: int = 0
+    depths: tuple[int, ...] = ()
+    heads: int = 1
 
 
 def check_part(part: tuple[float, float], what: str) -> None:

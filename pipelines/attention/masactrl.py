@@ -54,12 +54,14 @@ class MasaCtrl:
         own = site.kind == "self" and inside_part(site.layer, site.layers, self.layers)
         return own and self.active(at)
 
-    def kept(self, site: Site, own: QKV) -> QKV:
+    def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
         """The source's keys and values."""
         return QKV(None, own.k, own.v)
 
-    def terms(self, own: QKV, source: QKV, site: Site, at: Moment) -> tuple[QKV, ...]:
+    def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> tuple[QKV, ...] | None:
         """The controlled attention."""
+        if source is None:
+            return None
         if not self.union:
             return (QKV(own.q, source.k, source.v),)
         both = (torch.cat(pair, dim=1) for pair in zip(source[1:], own[1:], strict=True))

@@ -64,13 +64,13 @@ class PlugAndPlay:
         inside = site.kind == "self" and inside_part(site.layer, site.layers, self.layers)
         return inside and at.inside(self.attention_window)
 
-    def kept(self, site: Site, own: QKV) -> QKV:
+    def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
         """The source's queries and keys."""
         return QKV(own.q, own.k, None)
 
-    def terms(self, own: QKV, source: QKV, site: Site, at: Moment) -> tuple[QKV, ...]:
+    def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> tuple[QKV, ...] | None:
         """The controlled attention."""
-        return (QKV(source.q, source.k, own.v),)
+        return None if source is None else (QKV(source.q, source.k, own.v),)
 
     def feature(self, own: Tensor, source: Tensor, site: Site, at: Moment) -> Tensor:
         """What the residual block adds."""

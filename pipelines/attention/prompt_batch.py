@@ -9,8 +9,8 @@ from ..errors import PalimpsestError
 from ..schedule import Moment
 from .bank import Control
 from .hooks import QKV, Role, Site
-from .prompt_to_prompt import Mode, rewrite_prompt
-from .tokens import PromptTokens, find_word, positions_of
+from .prompt_to_prompt import SELF_PIXELS, Mode, rewrite_prompt
+from .tokens import PromptTokens, find_word, require_words
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +35,11 @@ class PromptBatch:
         """Whether any of them reads the source in this step."""
         return any(control.active(at) for control in self.controls)
 
-    def kept(self, site: Site, own: QKV) -> QKV:
+    def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
         """What the controls read of the source."""
-        return self.controls[0].kept(site, own)
+        return self.controls[0].kept(site, own, at)
 
-    def terms(self, own: QKV, source: QKV, site: Site, at: Moment) -> tuple[QKV, ...]:
+    def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> tuple[QKV, ...] | None:
         """The controlled attention of every row, as one sum of batched attentions.
 
         Raises:
@@ -52,12 +52,14 @@ class PromptBatch:
                 f"The control is for {len(self.controls)} target prompts, {rows} rows are edited: "
                 "connect the target conditioning of the same Prompt-to-Prompt node."
             )
-        owns, sums = [], []
-        for row, control in enumerate(self.controls):
-            one, read = (_row(t, row) for t in (own, source))
-            owns.append(one)
-            idle = not control.reads(site, at)
-            sums.append((one,) if idle else control.terms(one, read, site, at))
+        owns = [_row(own, row) for row in range(rows)]
+        answers = []
+        for row, (one, control) in enumerate(zip(owns, self.controls, strict=True)):
+            read = source is not None and control.reads(site, at)
+            answers.append(control.terms(one, _row(source, row) if read else None, site, at))
+        if not any(answers):
+            return None
+        sums = [terms or (one,) for terms, one in zip(answers, owns, strict=True)]
         return tuple(
             _joined(
                 [
@@ -77,6 +79,9 @@ def rewrite_prompts(
     cross_window: tuple[float, float] = (0.0, 0.4),
     self_window: tuple[float, float] = (0.0, 0.6),
     weights: Mapping[str, float] | None = None,
+    word_windows: Mapping[str, tuple[float, float]] | None = None,
+    self_pixels: int = SELF_PIXELS,
+    weights_always: bool = False,
 ) -> PromptBatch:
     """The control that turns the picture of one prompt into those of several.
 
@@ -87,14 +92,16 @@ def rewrite_prompts(
         cross_window: Of all targets.
         self_window: Of all targets.
         weights: Act in the targets that have the word.
+        word_windows: Likewise.
+        self_pixels: Of all targets.
+        weights_always: Of all targets.
 
     Raises:
-        PalimpsestError: As `rewrite_prompt`; also if no target has a word that has a weight.
+        PalimpsestError: As `rewrite_prompt`; also if no target has a word that has a weight or a
+            window.
     """
-    factors = weights or {}
-    for word in factors:
-        if not any(find_word(word, target) for target in targets):
-            positions_of(word, targets[0], role="target prompts, of which the first is")
+    factors, windows = weights or {}, word_windows or {}
+    require_words([*factors, *windows], targets, role="target prompt")
     return PromptBatch(
         tuple(
             rewrite_prompt(
@@ -104,6 +111,9 @@ def rewrite_prompts(
                 cross_window=cross_window,
                 self_window=self_window,
                 weights={w: f for w, f in factors.items() if find_word(w, target)},
+                word_windows={w: b for w, b in windows.items() if find_word(w, target)},
+                self_pixels=self_pixels,
+                weights_always=weights_always,
             )
             for target in targets
         )

@@ -16,7 +16,6 @@ References:
         arXiv:2208.01626, section 3.2 (Replace, Refine, Re-weight)
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -24,23 +23,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import PalimpsestError, quoted
 from ..schedule import Moment
 from .hooks import QKV, Role, Site
 from .tokens import Alignment, PromptTokens, positions_of, refine_tokens, replace_words, same_words
 
 Mode = Literal["auto", "replace", "refine"]
-
-#: What the weight of a word may be, at least and at most; the published examples go to 10.
-WEIGHTS = (-100.0, 100.0)
-
-_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
-
-#: One weight and what parts it from the next. A word may hold colons and commas: the last number.
-_WEIGHT = re.compile(
-    rf"(?:\(\s*(?P<bracketed>.+?)\s*[:=：]\s*(?P<factor>{_NUMBER})\s*\)"
-    rf"|(?P<word>.+?)\s*[:=：]\s*(?P<number>{_NUMBER}))\s*(?:[,;，]\s*|$)"
-)
 
 #: Self-attention is injected up to this many pixels, the published limit of 32 x 32.
 SELF_PIXELS = 32**2
@@ -57,6 +44,8 @@ class PromptToPrompt:
             source's cross-attention.
         self_window: Fraction of the steps during which the source's self-attention is used.
         self_pixels: Largest feature map, in pixels, whose self-attention is replaced.
+        weights_always: Let the weights act in every step; published they act only while a token
+            reads the source.
     """
 
     alignment: Alignment
@@ -64,6 +53,7 @@ class PromptToPrompt:
     cross_windows: Tensor
     self_window: tuple[float, float] = (0.0, 0.6)
     self_pixels: int = SELF_PIXELS
+    weights_always: bool = False
 
     def open_tokens(self, step: int, steps: int) -> Tensor:
         """[N] bool, which target tokens read the source in this step.
@@ -88,12 +78,14 @@ class PromptToPrompt:
             return site.tokens <= self.self_pixels and at.inside(self.self_window)
         return site.kind == "cross" and self._cross_open(at)
 
-    def kept(self, site: Site, own: QKV) -> QKV:
+    def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
         """The source's queries and keys; its values are never read."""
         return QKV(own.q, own.k, None)
 
-    def terms(self, own: QKV, source: QKV, site: Site, at: Moment) -> tuple[QKV, ...]:
+    def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> tuple[QKV, ...] | None:
         """The controlled attention, as one or two fused attentions."""
+        if source is None:
+            return self._weighted(own, site)
         if site.kind == "self":
             return (QKV(source.q, source.k, own.v),)
         from_source, from_target = self._value_maps(at)
@@ -101,8 +93,12 @@ class PromptToPrompt:
         terms = (QKV(source.q, _once(source.k, len(from_source)), from_source.to(values) @ values),)
         if not bool(from_target.any()):  # asked on the CPU, where no device has to be waited for
             return terms
-        tiled = from_target.repeat(own.v.shape[1] // len(from_target))
-        return (*terms, QKV(own.q, own.k, own.v * tiled[:, None].to(own.v)))
+        return (*terms, _scaled(own, from_target))
+
+    def _weighted(self, own: QKV, site: Site) -> tuple[QKV, ...] | None:
+        """The target's own attention with the weights of its words, where they always act."""
+        idle = site.kind != "cross" or not self.weights_always or bool((self.weights == 1).all())
+        return None if idle else (_scaled(own, self.weights),)
 
     def _cross_open(self, at: Moment) -> bool:
         return bool(self.open_tokens(at.step, at.steps).any())
@@ -112,8 +108,56 @@ class PromptToPrompt:
         alpha = self.open_tokens(at.step, at.steps).to(self.weights.dtype)
         aligned = self.alignment.aligned
         from_source = self.alignment.mapping * (aligned * self.weights * alpha)
-        from_target = (1 - aligned) * self.weights * alpha + (1 - alpha)
+        after = (1 - alpha) * (self.weights if self.weights_always else 1)
+        from_target = (1 - aligned) * self.weights * alpha + after
         return from_source, from_target
+
+
+def chained(first: PromptToPrompt, second: PromptToPrompt) -> PromptToPrompt:
+    """The edit of a first prompt into a last one, by way of a prompt between them.
+
+    What a token of the last prompt reads of the one between, that one reads of the first: the
+    alignments are multiplied, and so are the weights. It is read while both windows are open.
+
+    Args:
+        first: From the first prompt to the one between.
+        second: From the one between to the last.
+    """
+    between, read = second.alignment.mapping, second.alignment.mapping.sum(0)
+    share = (first.alignment.aligned @ between) / read.clamp_min(1e-12)
+    mapping = (first.alignment.mapping * first.alignment.aligned) @ between
+    carried = (first.weights @ between) / read.clamp_min(1e-12)
+    aligned = second.alignment.aligned * share
+    return PromptToPrompt(
+        Alignment(mapping / torch.where(share > 0, share, 1), aligned),
+        second.weights * torch.where(second.alignment.aligned > 0, carried, 1),
+        torch.stack([_open_in_both(n, first, second) for n in range(len(read))]),
+        _both(first.self_window, second.self_window),
+        min(first.self_pixels, second.self_pixels),
+        first.weights_always or second.weights_always,
+    )
+
+
+def _open_in_both(n: int, first: PromptToPrompt, second: PromptToPrompt) -> Tensor:
+    """[2] the cross window of a token of the last prompt, and of all that it reads between."""
+    own = second.cross_windows[n : n + 1]
+    if not second.alignment.aligned[n]:
+        return own[0]
+    read = first.cross_windows[second.alignment.mapping[:, n] != 0]
+    windows = torch.cat([own, read])
+    return torch.stack([windows[:, 0].max(), windows[:, 1].min()])
+
+
+def _both(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    """Where two windows are open; empty where they do not meet."""
+    start = max(one[0], other[0])
+    return start, max(start, min(one[1], other[1]))
+
+
+def _scaled(own: QKV, factors: Tensor) -> QKV:
+    """An attention, what every token gives in it times its factor [N]."""
+    tiled = factors.repeat(own.v.shape[1] // len(factors))
+    return own._replace(v=own.v * tiled[:, None].to(own.v))
 
 
 def _once(tokens: Tensor, count: int) -> Tensor:
@@ -154,6 +198,8 @@ def rewrite_prompt(
     self_window: tuple[float, float] = (0.0, 0.6),
     weights: Mapping[str, float] | None = None,
     word_windows: Mapping[str, tuple[float, float]] | None = None,
+    self_pixels: int = SELF_PIXELS,
+    weights_always: bool = False,
     published_tail: bool = False,
 ) -> PromptToPrompt:
     """The control that turns the picture of one prompt into that of another.
@@ -167,6 +213,8 @@ def rewrite_prompt(
         self_window: Fractions of the steps in which the source's self-attention is kept.
         weights: Factor on the attention of words of the target prompt, while they read the source.
         word_windows: Cross windows of single words of the target prompt.
+        self_pixels: See `PromptToPrompt`.
+        weights_always: See `PromptToPrompt`.
         published_tail: See `replace_words`.
 
     Raises:
@@ -186,37 +234,6 @@ def rewrite_prompt(
         token_weights(count, factors),
         cross_windows(count, cross_window, windows),
         self_window,
-    )
-
-
-def parse_weights(text: str) -> dict[str, float]:
-    """Word weights from lines `word: factor`, of which several may stand in a line with commas.
-
-    `word = factor`, `(word:factor)` and the wide `word：factor` are read as well.
-
-    Raises:
-        PalimpsestError: If a line says anything else, or a factor lies outside `WEIGHTS`.
-    """
-    weights = {}
-    for line in (" ".join(line.split()) for line in text.splitlines()):
-        at = 0
-        while at < len(line):
-            entry = _WEIGHT.match(line, at)
-            if entry is None:
-                raise _no_weight(
-                    f"the line {quoted(line)}, a line must be `word: factor`, a number"
-                )
-            at, word = entry.end(), entry["bracketed"] or entry["word"]
-            factor = float(entry["factor"] or entry["number"])
-            if not WEIGHTS[0] <= factor <= WEIGHTS[1]:
-                raise _no_weight(f"{factor:g} for {quoted(word)}, a factor must be a number")
-            weights[word] = factor
-    return weights
-
-
-def _no_weight(found: str) -> PalimpsestError:
-    low, high = WEIGHTS
-    return PalimpsestError(
-        f"The word weights have {found} from {low:g} to {high:g}, for example "
-        "`blue: 2`; several stand in one line with commas between them."
+        self_pixels,
+        weights_always,
     )

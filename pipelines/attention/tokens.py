@@ -15,7 +15,7 @@ References:
         arXiv:2208.01626, section 3.2 (word swap, adding a new phrase)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -221,6 +221,23 @@ def positions_of(word: str, prompt: PromptTokens, *, role: str) -> tuple[int, ..
             "Use a word that stands there, or add it to the prompt."
         )
     return found
+
+
+def require_words(words: Iterable[str], prompts: Sequence[PromptTokens], *, role: str) -> None:
+    """Refuse a word that is in none of several prompts.
+
+    Args:
+        words: As `positions_of` takes them.
+        prompts: Where to look.
+        role: What one of them is called in the message; of several the first is shown.
+
+    Raises:
+        PalimpsestError: Naming the word and a prompt.
+    """
+    for word in words:
+        if not any(find_word(word, prompt) for prompt in prompts):
+            shown = role if len(prompts) == 1 else f"{role}s, of which the first is"
+            positions_of(word, prompts[0], role=shown)
 
 
 def find_word(word: str, prompt: PromptTokens) -> tuple[int, ...]:

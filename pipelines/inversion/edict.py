@@ -41,7 +41,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..attention.bank import Bank, beside_source, source_roles
+from ..attention.bank import Bank, beside_source, kept_within, source_roles
 from ..carried import Carried
 from ..couplings import OnStep
 from ..denoiser import Denoiser, noise_of
@@ -252,7 +252,8 @@ class CoupledEdit:
             start: [B, C, ...] chain x of the target at the noisiest level, or one row per target;
                 the recorded one if not given.
         """
-        return Edited(self.walk(on_step, start=start).x, self.trajectory.latents[0])
+        end = self.walk(on_step, start=start)
+        return Edited(end.x, self.trajectory.latents[0], self.bank and self.bank.bounds)
 
     def walk(self, on_step: OnStep | None = None, *, start: Tensor | None = None) -> Pair:
         """As `run`, but both chains at the lowest level."""
@@ -287,7 +288,7 @@ class CoupledEdit:
         gap, _ = self._noise_gap(i, read, aside, late, sigma)
         off = mix(off.moved(1 - first, (below - sigma) * gap), mixing)
         check_finite(off.x, moment_at(self.trajectory.sigmas, i))
-        return off if self.mask is None else Pair(*(self.mask * o for o in off)), guess
+        return Pair(*(kept_within(self.bank, self.mask, o) for o in off)), guess
 
     def _recorded(self, level: int) -> Pair:
         """The recorded chains at a level."""

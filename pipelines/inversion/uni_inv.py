@@ -33,7 +33,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attention.bank import Bank, beside_source, source_roles
+from ..attention.bank import Bank, beside_source, kept_within, source_roles
 from ..carried import Carried
 from ..couplings import OnStep
 from ..denoiser import Denoiser
@@ -158,7 +158,8 @@ class AlignedEdit:
             apart, guess = self.step(i, apart)
             if on_step:
                 on_step(i + 1, trajectory.latents[trajectory.steps - i - 1] + apart, guess)
-        return Edited(trajectory.latents[0] + apart, trajectory.latents[0])
+        end = trajectory.latents[0] + apart
+        return Edited(end, trajectory.latents[0], self.bank and self.bank.bounds)
 
     def step(self, i: int, apart: Tensor) -> tuple[Tensor, Tensor]:
         """Take the distance from the chain over step `i`; it and the target's guess.
@@ -174,4 +175,4 @@ class AlignedEdit:
             guess = self.target(point + apart, at.sigma)
         apart = c * apart + (1 - c) * (guess - known)
         check_finite(apart, at)
-        return apart if self.mask is None else self.mask * apart, guess
+        return kept_within(self.bank, self.mask, apart), guess

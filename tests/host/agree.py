@@ -5,7 +5,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest, edit
+from palimpsest.hosts.comfy.edits.bound import BoundControl
+from palimpsest.hosts.comfy.edits.edit import EditRequest, edit
 from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.loading.folder import load_folder
@@ -119,7 +120,7 @@ def request(loaded, setting, sigmas=None, model=None):
 def in_comfy(loaded, setting):
     """Edited and source LATENT samples, and the rows of inversion and edit."""
     made, inverted = request(loaded, setting)
-    latent, source, spent = edit(made)
+    latent, source, spent, _ = edit(made)
     return latent, source, (inverted.rows, spent.rows)
 
 

@@ -18,7 +18,7 @@ import torch
 from comfy_api.latest import io
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from palimpsest.hosts.comfy.edits.edit import BoundControl
+from palimpsest.hosts.comfy.edits.bound import BoundControl, Words
 from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.nodes.accepted import LONGEST_TEXT, WIRES, check
 from palimpsest.nodes.border import Node
@@ -57,9 +57,14 @@ def chain(latents=None):
 
 
 def control(embedding=None):
-    words = PromptTokens((0, 5, 2), (Word("a", (1,)),), 3)
-    own = torch.zeros(1, 3, 8)
-    return BoundControl(rewrite_prompt(words, words), own if embedding is None else embedding, own)
+    words = PromptTokens((0, 5, 6, 2), (Word("a", (1,)), Word("heart", (2,))), 4)
+    own = torch.zeros(1, 4, 8)
+    return BoundControl(
+        rewrite_prompt(words, words),
+        own if embedding is None else embedding,
+        own,
+        words=Words(words, (words,)),
+    )
 
 
 def prompt(embedding=None, **more):

@@ -74,11 +74,11 @@ class Everywhere:
     def active(self, at):
         return True
 
-    def kept(self, site, qkv):
+    def kept(self, site, qkv, at):
         return qkv
 
     def terms(self, qkv, source, site, at):
-        return (qkv,)
+        return source and (qkv,)
 
 
 def vp_chain(trajectory):

@@ -16,20 +16,33 @@ DEFAULTS = {
         "mode": "auto",
         "cross_window": (0.0, 0.4),
         "self_window": (0.0, 0.6),
+        "self_pixels": 32 * 32,
+        "weights_always": False,
     },
     "attention.prompt_to_prompt.rewrite_prompt": {
         "mode": "auto",
         "cross_window": (0.0, 0.4),
         "self_window": (0.0, 0.6),
+        "self_pixels": 32 * 32,
+        "weights_always": False,
         "published_tail": False,
     },
     "attention.prompt_to_prompt.PromptToPrompt": {
         "self_window": (0.0, 0.6),
         "self_pixels": 32 * 32,
+        "weights_always": False,
     },
     "attention.tokens.replace_words": {"published_tail": False},
     "attention.words.Word": {"cuts": (), "glued": False},
-    "attention.hooks.Site": {"tokens": 0, "text": 0, "layers": 0},
+    "attention.hooks.Site": {"tokens": 0, "text": 0, "layers": 0, "depths": (), "heads": 1},
+    # LocalBlend as published: a threshold of 0.3, from a fifth of the steps on.
+    "attention.bank.Bank": {"watches": ()},
+    "attention.local_blend.LocalBlend": {
+        "threshold": 0.3,
+        "out_threshold": 0.3,
+        "start": 0.2,
+        "join": "intersection",
+    },
     # MasaCtrl: from step 4 of 50 and layer 10 of 16, as published.
     "attention.masactrl.MasaCtrl": {"steps": (0.08, 1.0), "layers": (0.625, 1.0), "union": False},
     # Plug-and-Play as published: half of the decoder's maps, the fifteenth of 22 residual blocks.

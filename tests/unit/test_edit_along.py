@@ -105,11 +105,11 @@ class Values:
     def reads(self, site, at):
         return self.active(at) and site.kind == "self"
 
-    def kept(self, site, own):
+    def kept(self, site, own, at):
         return QKV(None, None, own.v)
 
     def terms(self, own, source, site, at):
-        return (QKV(own.q, own.k, source.v),)
+        return source and (QKV(own.q, own.k, source.v),)
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,44 @@ class Blocks(Values):
 
     def feature(self, own, source, site, at):
         return source
+
+
+@dataclass(frozen=True)
+class Bounding(Values):
+    """The same that bounds the edit, in the second half of the steps, and says what it saw."""
+
+    seen: list = field(default_factory=list)
+
+    def watches(self, size):
+        return (Bounds(self.seen, size),)
+
+
+@dataclass
+class Bounds:
+    seen: list
+    size: tuple
+    at: object = None
+
+    @property
+    def cells(self):
+        return left(self.size) if self.at.step >= STEPS // 2 else None
+
+    def see(self, own, source, attended, site, at):
+        self.at = at
+        self.seen.append((at.step, site.role, source is not None, len(attended(own.k))))
+
+    def reads_source(self, at):
+        return False
+
+    def __call__(self, rows, chain_next, at):
+        cells = self.cells
+        if cells is None:
+            return rows
+        return rows._replace(target=torch.where(cells > 0, rows.target, rows.source))
+
+
+def left(size):
+    return (torch.arange(size[1]) < 2).double().expand(1, 1, *size)
 
 
 ONE = {"cond": "cond"}
@@ -235,6 +273,25 @@ def test_a_loop_of_its_own_runs_under_a_control_as_any_other(invert, control):
     target = next(asked for asked in host.asked if asked.prompt == "target")
     assert (target.hooks != NO_HOOKS) is (control is not None)
     assert any(prompt == "source" for prompt, *_ in host.runs) is (control is not None)
+
+
+@pytest.mark.parametrize("correction", [DIRECT_INVERSION, UNCORRECTED], ids=["chain", "drifts"])
+@pytest.mark.parametrize(
+    "made", [recorded, drawn, lambda: carried_along(couple), lambda: carried_along(uni_inv)]
+)
+def test_what_bounds_an_edit_bounds_it_in_every_loop_and_is_told(made, correction):
+    control = Bounding(ONE, end=2)
+    edited = edit_along(
+        made(), Host(), control=control, correction=correction, keep_source=True
+    ).run()
+    inside = left(X0.shape[-2:]) > 0
+    assert torch.equal(edited.bounds, inside.double())
+    off = (edited.latent - edited.source).abs()
+    assert not off[(~inside).expand_as(off)].any() and off[inside.expand_as(off)].all()
+    steps = {(step, read) for step, role, read, _ in control.seen if role == "cond"}
+    assert steps == {(step, step < 2) for step in range(STEPS)}
+    free = edit_along(made(), Host(), control=Values(ONE, end=2), correction=correction).run()
+    assert free.bounds is None and edit_along(made(), Host()).run().bounds is None
 
 
 def test_coupled_chains_refuse_what_draws_an_edit_to_one_chain():

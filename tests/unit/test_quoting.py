@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from palimpsest.pipelines.attention.prompt_to_prompt import WEIGHTS, parse_weights
+from palimpsest.pipelines.attention.word_values import WEIGHTS, parse_weights
 from palimpsest.pipelines.copy_paste import Brush, Move, copy_paste
 from palimpsest.pipelines.diffedit import edit_mask
 from palimpsest.pipelines.errors import QUOTED, PalimpsestError, quoted

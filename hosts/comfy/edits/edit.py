@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....pipelines.attention.bank import Control, source_roles
 from ....pipelines.attention.hooks import Role
+from ....pipelines.attention.masked import masks_of, placed
 from ....pipelines.correction import Correction
 from ....pipelines.denoiser import Denoiser
 from ....pipelines.edit_along import edit_along
@@ -27,49 +28,11 @@ from ..cost import Spent
 from ..fingerprint import conditioning_key, features_key, guided_key
 from ..guidance import BranchGuider, Conditioning, Conds
 from ..inversions.proximal import check_proximal
-from ..masks import check_mask_fits, latent_mask
-from ..refusals import check_one_entry, check_owner, check_trajectory
+from ..masks import check_mask_fits, latent_mask, pixel_mask
+from ..refusals import check_trajectory
 from ..session import Session, run
 from ..value_patch import with_values
-
-
-@dataclass(frozen=True, eq=False)
-class BoundControl:
-    """A control, and the two conditionings it was made for where it is about their words.
-
-    Attributes:
-        control: The attention control.
-        source: [1, tokens, channels] embedding of the source prompt; None takes any.
-        target: [prompts, tokens, channels] embeddings of the target prompts, mostly of one; None
-            takes any.
-        name: Of the node that made it, for messages.
-    """
-
-    control: Control
-    source: Tensor | None = None
-    target: Tensor | None = None
-    name: str = "Prompt-to-Prompt"
-
-    def check_source(self, source: Conditioning, role: str) -> None:
-        """Refuse a source whose attention the control could not read.
-
-        Args:
-            source: Conditioning of the source prompt.
-            role: The name of that input, for messages.
-        """
-        check_one_entry(source, role)
-        if self.source is not None:
-            check_owner(self.source, source, role)
-
-    def check_prompts(
-        self, source: Conditioning, target: Conditioning, negative: Conditioning
-    ) -> None:
-        """Refuse conditionings that it was not made for, or could not read."""
-        self.check_source(source, "source")
-        if self.target is not None:
-            check_owner(self.target, target, "target")
-        if "uncond" in source_roles(self.control):
-            check_one_entry(negative, "negative")
+from .bound import BoundControl
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +83,14 @@ class EditRequest:
                 f"The target holds {prompts} prompts, the trajectory {pictures} pictures: edit one "
                 "picture with many prompts, or give as many prompts as pictures."
             )
-        if self.mask is not None:
-            origin = self.trajectory.origin
-            check_mask_fits(self.mask, self.model, origin, max(prompts, pictures))
+        for mask in self.masks:
+            check_mask_fits(mask, self.model, self.trajectory.origin, max(prompts, pictures))
+
+    @property
+    def masks(self) -> tuple[Tensor, ...]:
+        """Every MASK that the edit was given: its own, and those of its control."""
+        of_control = () if self.control is None else masks_of(self.control.control)
+        return of_control if self.mask is None else (self.mask, *of_control)
 
     @property
     def prompts(self) -> int:
@@ -146,15 +114,17 @@ class EditRequest:
 
     def start(self, session: Session) -> Editing:
         """The edit on the model's device."""
-        device, mask = session.x0.device, None
-        if self.mask is not None:
-            mask = latent_mask(self.mask, self.model, self.trajectory.origin).to(device)
+        device = session.x0.device
+
+        def cells(mask: Tensor) -> Tensor:
+            return latent_mask(mask, self.model, self.trajectory.origin).to(device)
+
         return edit_along(
             self.trajectory.to(device),
             Lent(self, session),
-            control=self.control and self.control.control,
+            control=self.control and placed(self.control.control, cells),
             correction=self.correction,
-            mask=mask,
+            mask=None if self.mask is None else cells(self.mask),
             keep_source=self.keep_source,
         )
 
@@ -230,17 +200,30 @@ class Lent:
         return self.session if asked.values is None else with_values(self.session, asked.values)
 
 
-def edit(request: EditRequest) -> tuple[Tensor, Tensor | None, Spent]:
-    """Edit along a trajectory.
+class Outcome(NamedTuple):
+    """What an edit made.
 
-    Returns:
-        The edited LATENT samples, those of the source row (None if not followed), and the cost.
+    Attributes:
+        latent: [B, C, h, w] the edited LATENT samples.
+        source: [B, C, h, w] those of the source row; None if it was not followed.
+        spent: The cost.
+        bounds: [1 or B, 1, h, w] in 0..1, where the control let the edit be; None where it is none
+            that bounds it.
     """
+
+    latent: Tensor
+    source: Tensor | None
+    spent: Spent
+    bounds: Tensor | None
+
+
+def edit(request: EditRequest) -> Outcome:
+    """Edit along a trajectory."""
     request.check()
     trajectory = request.trajectory
     coordinates = coordinates_of(request.model, "Edit")
 
-    def algorithm(session: Session) -> tuple[Tensor, Tensor | None]:
+    def algorithm(session: Session) -> tuple[Tensor | None, ...]:
         whole = request.start(session)
         edited = whole.run(session.on_step, start=request.first(whole.trajectory.start))
         chain = whole.trajectory
@@ -249,13 +232,29 @@ def edit(request: EditRequest) -> tuple[Tensor, Tensor | None, Spent]:
             None if x is None else session.restore(x, chain.clean, chain.origin).to(kept)
             for x in (edited.latent, edited.source)
         ]
-        return restored[0], restored[1]
+        return *restored, edited.bounds if edited.bounds is None else edited.bounds.to(kept)
 
     levels = host_levels(coordinates, trajectory.sigmas)
-    (latent, source), spent = run(
+    (latent, source, bounds), spent = run(
         request.guider(), trajectory.origin, levels, algorithm, coordinates=coordinates
     )
-    return latent, source, spent
+    return Outcome(latent, source, spent, bounds)
+
+
+def allowed(request: EditRequest, bounds: Tensor | None) -> Tensor:
+    """[1 or B, H, W] MASK, white where an edit was let be: by its own mask, and by its control.
+
+    Args:
+        request: The edit.
+        bounds: See `Outcome`.
+    """
+    origin = request.trajectory.origin
+    where = torch.ones(1, 1, *origin.shape[2:])
+    if request.mask is not None:
+        where = where * latent_mask(request.mask, request.model, origin).cpu()
+    if bounds is not None:
+        where = where * bounds.float().cpu()
+    return pixel_mask(where, request.model)
 
 
 def reconstruction_text(source: Tensor | None, origin: Tensor) -> str:

@@ -15,7 +15,6 @@ from ....pipelines.inversion.image_tokens import fit_width, latent_tokens
 from ....pipelines.inversion.method import Inverted
 from ....pipelines.inversion.style_diffusion import Fitted, Fitting, Source, carried_by, fit
 from ....pipelines.trajectory import Trajectory
-from ..attention import heads_of
 from ..cost import Spent
 from ..learning.gradients import gradients, trainable
 from ..learning.training import check_learned
@@ -91,8 +90,7 @@ def source_of(session: Session, fitting: Fitting) -> Source:
 
 def _maps(session: Session) -> CrossMaps:
     """A recorder of the cross-attention maps of this session's network."""
-    network = session.guider.inner_model.diffusion_model
-    return CrossMaps(heads_of(network), session.x0.shape[-2:].numel())
+    return CrossMaps(session.x0.shape[-2:].numel())
 
 
 def encoded_tokens(encoder: comfy.clip_vision.ClipVisionModel, image: Tensor) -> Tensor:

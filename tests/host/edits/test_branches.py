@@ -165,7 +165,7 @@ def test_the_guider_walks_as_edit_does(sd1, correction):
     setting = agree.Setting(latent_for(sd1), correction=correction, mask=mask)
     made, _ = agree.request(sd1, setting)
     made = replace(made, keep_source=False)
-    expected, _, _ = edit(made)
+    expected, _, _, _ = edit(made)
     start = made.trajectory.in_host_scale(made.trajectory.start)
     for _ in range(2):  # core hands the same guider to every later run
         out = sample(
@@ -201,7 +201,7 @@ def test_what_other_nodes_do_to_the_guidance_takes_effect_once(sd1):
 
     setting = agree.Setting(latent_for(sd1), cfg=2.0)
     made, _ = agree.request(sd1, setting)
-    stronger, _, _ = edit(replace(made, cfg=4.0))
+    stronger, _, _, _ = edit(replace(made, cfg=4.0))
     (patched,) = CFGOverride.execute(sd1.model, 4.0, 0.0, 1.0).args
     overridden = replace(made, model=patched)
     assert torch.equal(edit(overridden)[0], stronger)

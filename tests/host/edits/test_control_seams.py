@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from palimpsest.hosts.comfy.coordinates import coordinates_of, host_levels
-from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest
+from palimpsest.hosts.comfy.edits.bound import BoundControl
+from palimpsest.hosts.comfy.edits.edit import EditRequest
 from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.schedules import schedule
@@ -54,10 +55,12 @@ class Toy:
     def reads(self, site, at):
         return self.active(at) and site.kind in self.kinds and site.layer >= self.first
 
-    def kept(self, site, own):
+    def kept(self, site, own, at):
         return own
 
     def terms(self, own, source, site, at):
+        if source is None:
+            return None
         return (QKV(own.q, source.k, source.v),) if self.takes == "source" else (own,)
 
 
@@ -179,6 +182,8 @@ class Whole(Toy):
     seen: object = None
 
     def terms(self, own, source, site, at):
+        if source is None:
+            return None
         self.seen.append((site, at.step, own.q.shape))
         return (source,)
 

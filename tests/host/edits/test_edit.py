@@ -42,20 +42,20 @@ def test_both_hosts_make_the_same_edit(kind, correction, request):
     sigmas = schedule(loaded.model, "simple", setting.steps, setting.strength)
     scale = loaded.model.model.latent_format.scale_factor
     made, inverted = agree.request(loaded, setting)
-    latent, source, spent = edit(made)
+    latent, source, spent, _ = edit(made)
     theirs = agree.in_diffusers(folder, setting, sigmas, scale)
     assert (inverted.rows, spent.rows) == theirs[2]
     assert relative(latent, theirs[0]) < HOSTS_AGREE
     assert relative(source, theirs[1]) < HOSTS_AGREE
     # The control does something on this model, or agreeing about it would say nothing.
-    free, _, _ = edit(replace(made, control=None))
+    free, _, _, _ = edit(replace(made, control=None))
     assert relative(free, latent) > 30 * HOSTS_AGREE
 
 
 def test_the_reconstruction_is_the_input_bit_for_bit_and_costs_nothing(sd1):
     setting = agree.Setting(latent_for(sd1), control=False)
     made, _ = agree.request(sd1, setting)
-    latent, source, spent = edit(made)
+    latent, source, spent, _ = edit(made)
     assert torch.equal(source, setting.latent)
     assert spent.rows == 2 * setting.steps
     assert relative(latent, setting.latent) > 0.01

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from palimpsest.hosts.comfy.edits.edit import BoundControl, edit
+from palimpsest.hosts.comfy.edits.bound import BoundControl
+from palimpsest.hosts.comfy.edits.edit import edit
 from palimpsest.hosts.comfy.edits.guider import EditGuider
 from palimpsest.hosts.comfy.words import encode_batch, prompt_tokens
 from palimpsest.pipelines.attention.prompt_batch import rewrite_prompts
@@ -64,12 +65,12 @@ def test_each_row_is_what_its_prompt_gives_alone(request, kind, correction, monk
     loaded = agree.exact(request.getfixturevalue(f"{kind}_folder"), monkeypatch)
     setting = agree.Setting(latent_for(loaded), correction=correction)
     made, _ = agree.request(loaded, setting)
-    latent, source, spent = edit(batch_of(loaded, made, TARGETS))
+    latent, source, spent, _ = edit(batch_of(loaded, made, TARGETS))
     assert len(latent) == len(TARGETS)
     assert len(source) == 1
     rows = []
     for row, target in enumerate(TARGETS):
-        expected, _, cost = alone(loaded, made, target)
+        expected, _, cost, _ = alone(loaded, made, target)
         assert relative(latent[row : row + 1], expected) < agree.NEIGHBOURS
         rows.append(cost.rows)
     sources = rows[0] - 2 * setting.steps

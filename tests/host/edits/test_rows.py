@@ -21,6 +21,7 @@ TABLE = {
     "EDICT (40 steps)": (720, 312),
     "EDICT (40 steps), on another grid": (720, 320),
     "a second edit of the same trajectory": (650, 130),
+    "Direct Inversion + Prompt-to-Prompt with LocalBlend": (650, 200),
     "Direct Inversion + MasaCtrl": (550, 196),
     "Direct Inversion + Plug-and-Play": (250, 190),
     # A second source row in 46 steps.

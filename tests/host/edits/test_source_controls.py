@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from palimpsest.hosts.comfy.edits.edit import BoundControl, edit
+from palimpsest.hosts.comfy.edits.bound import BoundControl
+from palimpsest.hosts.comfy.edits.edit import edit
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.pipelines.attention.masactrl import MasaCtrl
 from palimpsest.pipelines.attention.plug_and_play import PlugAndPlay

@@ -8,7 +8,8 @@ import folder_paths
 import pytest
 import torch
 from palimpsest.benchmarks.parity.golden import open_folder
-from palimpsest.hosts.comfy.edits.edit import BoundControl, edit
+from palimpsest.hosts.comfy.edits.bound import BoundControl
+from palimpsest.hosts.comfy.edits.edit import edit
 from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.features import (
     MIB,
@@ -60,8 +61,8 @@ def kept(sd1, place="memory", budget=64 * MIB, convention="current", batch=1, mo
 def test_the_edit_is_the_same_and_runs_one_source_row(sd1, place, batch):
     made, _, inverted = kept(sd1, place, batch=batch)
     without = replace(made, trajectory=replace(made.trajectory, features=None))
-    latent, source, spent = edit(made)
-    expected, _, usual = edit(without)
+    latent, source, spent, _ = edit(made)
+    expected, _, usual, _ = edit(without)
     assert relative(latent, expected) < SAME
     assert torch.equal(source, made.trajectory.origin)
     assert (inverted, spent.rows) == (STEPS * batch, (2 * STEPS + 1) * batch)
@@ -102,7 +103,7 @@ def test_features_of_the_chain_do_not_stand_for_a_guided_source(sd1, correction)
     made, *_ = kept(sd1)
     made = replace(made, correction=correction)
     without = replace(made, trajectory=replace(made.trajectory, features=None))
-    (latent, _, spent), (expected, _, usual) = edit(made), edit(without)
+    (latent, _, spent, _), (expected, _, usual, _) = edit(made), edit(without)
     assert torch.equal(latent, expected)
     assert spent.rows == usual.rows
 

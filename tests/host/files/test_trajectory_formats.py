@@ -85,7 +85,7 @@ def test_there_is_a_file_of_every_format():
 def test_a_stored_file_loads_and_edits(folder, edited, path):
     shutil.copy(path, folder / path.name)
     trajectory = load_trajectory(path.name)
-    latent, source, spent = edited(path, trajectory)
+    latent, source, spent, _ = edited(path, trajectory)
     assert bool(torch.isfinite(latent).all())
     assert latent.shape == trajectory.origin.shape
     assert not torch.equal(latent, trajectory.origin)

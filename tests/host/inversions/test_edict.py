@@ -51,7 +51,7 @@ def test_steps_at_guidance_three_give_the_latent_back_bit_for_bit(kind, steps, r
     loaded = agree.in_comfyui(request_fixture(kind))
     latent = latent_for(loaded)
     made, spent = request(loaded, latent, target=agree.SOURCE, steps=steps, strength=0.8)
-    back, source, spent_again = edit(made)
+    back, source, spent_again, _ = edit(made)
     assert torch.equal(back, latent)
     assert torch.equal(source, latent)
     assert spent.rows == spent_again.rows == steps * 4
@@ -69,7 +69,7 @@ def test_both_hosts_make_the_same_edit(kind, request_fixture):
     latent = latent_for(loaded)
     steps = 4
     made, spent = request(loaded, latent, steps=steps, strength=CALM, control=True)
-    ours, _, spent_again = edit(made)
+    ours, _, spent_again, _ = edit(made)
     model = agree.headless(folder)
     scale = loaded.model.model.latent_format.scale_factor
     size = tuple(8 * n for n in latent.shape[-2:])
@@ -87,7 +87,7 @@ def test_both_hosts_make_the_same_edit(kind, request_fixture):
     assert relative(ours, theirs) < HOSTS_AGREE
     # 4 steps of 4 rows each way; the control's windows are open in 3 of them, 2 rows more.
     assert spent.rows + spent_again.rows == rows.rows == 2 * steps * 4 + 2 * 3
-    free, _, _ = edit(replace(made, control=None))
+    free, _, _, _ = edit(replace(made, control=None))
     assert relative(free, ours) > 30 * HOSTS_AGREE
 
 
@@ -96,7 +96,7 @@ def test_outside_the_mask_the_latent_is_bit_equal(sd1):
     mask[:, :24, :40] = 1
     latent = latent_for(sd1, 8, 12)
     made, _ = request(sd1, latent)
-    done, _, _ = edit(replace(made, mask=mask))
+    done, _, _, _ = edit(replace(made, mask=mask))
     same = done == latent
     assert same[..., 3:, :].all() and same[..., 5:].all()
     assert not same[..., :3, :5].any()
@@ -112,7 +112,7 @@ def test_the_correction_is_not_read(sd1):
 
 def test_a_batch_is_edited_as_its_pictures_are(sd1):
     latent = latent_for(sd1, 6, 10, batch=2)
-    both, _, _ = edit(request(sd1, latent)[0])
+    both, _, _, _ = edit(request(sd1, latent)[0])
     single = [edit(request(sd1, latent[i : i + 1])[0])[0] for i in range(2)]
     assert relative(both, torch.cat(single)) < 1e-4
 
@@ -123,7 +123,7 @@ def test_a_batch_of_prompts_edits_one_picture(sd1):
     targets = [agree.encode(sd1.clip, text) for text in texts]
     (embedding, more), (other, _) = targets[0][0], targets[1][0]
     batch = [[torch.cat([embedding, other]), more]]
-    both, _, _ = edit(replace(made, target=batch))
+    both, _, _, _ = edit(replace(made, target=batch))
     single = [edit(replace(made, target=target))[0] for target in targets]
     assert relative(both, torch.cat(single)) < 1e-4
     assert relative(single[0], single[1]) > 1e-3
@@ -169,7 +169,7 @@ def flow_request(model, target, steps, strength):
 @pytest.mark.parametrize("strength", [0.8, 1.0])
 def test_flow_models_give_the_latent_back_bit_for_bit(flow_model, strength):
     made, spent, latent = flow_request(flow_model, flow.prompt(1), 5, strength)
-    back, source, spent_again = edit(made)
+    back, source, spent_again, _ = edit(made)
     assert torch.equal(back, latent)
     assert torch.equal(source, latent)
     assert spent.rows == spent_again.rows == 5 * 4
@@ -179,7 +179,7 @@ def test_flow_models_give_the_latent_back_bit_for_bit(flow_model, strength):
 def test_an_edit_of_a_flow_model_is_the_recurrence_in_its_own_coordinates(flow_model):
     """z = (1 - t) x0 + t s noise: the clean end and the noise of a step, s the noise scale."""
     made, _, latent = flow_request(flow_model, flow.prompt(2), STEPS, 0.8)
-    ours, _, _ = edit(made)
+    ours, _, _, _ = edit(made)
     trajectory, scale = made.trajectory, made.trajectory.recipe.noise_scale
     times = (trajectory.sigmas / (scale + trajectory.sigmas)).float()
     chains = trajectory.latents, trajectory.find(Coupled).partner

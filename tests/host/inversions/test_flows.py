@@ -6,7 +6,8 @@ import folder_paths
 import node_helpers
 import pytest
 import torch
-from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest, edit
+from palimpsest.hosts.comfy.edits.bound import BoundControl
+from palimpsest.hosts.comfy.edits.edit import EditRequest, edit
 from palimpsest.hosts.comfy.edits.guider import EditGuider
 from palimpsest.hosts.comfy.files.trajectories import (
     load_trajectory,
@@ -91,7 +92,7 @@ def test_the_source_comes_back_bit_for_bit_beside_an_edit(model, method, strengt
     trajectory, inverted = invert(model, method, strength=strength, batch=2)
     assert inverted.rows == 2 * STEPS
     assert bool(torch.isfinite(trajectory.latents).all())
-    latent, kept, spent = edit(request(model, trajectory))
+    latent, kept, spent, _ = edit(request(model, trajectory))
     assert torch.equal(kept, latent_for(model, batch=2))
     assert spent.rows == 2 * 2 * STEPS
     assert bool(torch.isfinite(latent).all())
@@ -103,7 +104,7 @@ def test_the_source_comes_back_bit_for_bit_beside_an_edit(model, method, strengt
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_what_is_not_edited_comes_back_bit_for_bit_at_no_row(model, method, cfg, strength):
     trajectory, _ = invert(model, method, cfg=cfg, strength=strength, batch=2)
-    latent, _, spent = edit(request(model, trajectory, target=SOURCE, cfg=cfg))
+    latent, _, spent, _ = edit(request(model, trajectory, target=SOURCE, cfg=cfg))
     assert torch.equal(latent, trajectory.origin)
     assert spent.rows == 0
 
@@ -113,7 +114,7 @@ def test_computed_it_comes_back_as_well(model, method):
     """Another guidance at which nothing differs: the model has no other prompt to be led from."""
     trajectory, _ = invert(model, method, cfg=1.0)
     same = request(model, trajectory, target=SOURCE, negative=SOURCE, cfg=CFG)
-    latent, _, spent = edit(same)
+    latent, _, spent, _ = edit(same)
     assert relative(latent, trajectory.origin) < NETWORK
     assert spent.rows == 2 * STEPS
 
@@ -137,7 +138,7 @@ def test_outside_the_mask_every_bit_stays(model, method):
     mask = torch.zeros(1, 64, 64)
     mask[:, :40, :24] = 1
     trajectory, _ = invert(model, method)
-    latent, _, _ = edit(request(model, trajectory, mask=mask))
+    latent, _, _, _ = edit(request(model, trajectory, mask=mask))
     same = latent == trajectory.origin
     assert same[..., 5:, :].all() and same[..., 3:].all()
     assert not same[..., :5, :3].all(1).any()
@@ -245,7 +246,7 @@ def test_the_guidance_that_flux_is_told_goes_through_untouched(method):
     edit(request(model, trajectory, source=source, target=target, negative=source))
     assert shown == [[1.5, 4.0]] * STEPS  # core puts the negative first
     shown.clear()
-    latent, _, _ = edit(request(model, trajectory, source=source, target=target, cfg=1.0))
+    latent, _, _, _ = edit(request(model, trajectory, source=source, target=target, cfg=1.0))
     assert shown == [[4.0]] * STEPS
     other = node_helpers.conditioning_set_values(TARGET, {"guidance": 1.0})
     assert relative(edit(request(model, trajectory, target=other, cfg=1.0))[0], latent) > 1e-4

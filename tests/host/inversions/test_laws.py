@@ -12,6 +12,7 @@ import pytest
 import torch
 from palimpsest.hosts.comfy.edits.edit import EditRequest, edit
 from palimpsest.hosts.comfy.latents import with_samples
+from palimpsest.nodes.control import PromptToPrompt
 from palimpsest.nodes.inversions.shared import CATEGORY
 from palimpsest.nodes.wires import Control
 from palimpsest.pipelines.correction import DIRECT_INVERSION
@@ -99,8 +100,15 @@ def edited(node, sd1, trajectory, text="a red circle", control=None):
 def control_of(node, sd1, text):
     """What a node makes for an edit of "a red circle" into something else."""
     words = {"clip": sd1.clip, "source": "a red circle", "target": text}
-    asked = {wanted.id for wanted in node.GET_SCHEMA().inputs}
-    given = settings_of(node) | {key: value for key, value in words.items() if key in asked}
+    # Attention of random weights is nearly even: a mask needs a high threshold.
+    words |= {"words": "circle", "target_words": text.split()[-1], "threshold": 0.99}
+    wanted = {wanted.id: wanted for wanted in node.GET_SCHEMA().inputs}
+    given = settings_of(node) | {key: value for key, value in words.items() if key in wanted}
+    if "control" in wanted and not wanted["control"].optional:
+        known = ("clip", "source", "target")
+        below = settings_of(PromptToPrompt) | {key: words[key] for key in known}
+        silent = {"cross_window": 0.0, "self_window": 0.0}
+        given["control"] = PromptToPrompt.execute(**(below | silent)).args[0]
     return node.execute(**given).args[0]
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import comfy.samplers
 import pytest
 import torch
-from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest, edit
+from palimpsest.hosts.comfy.edits.bound import BoundControl
+from palimpsest.hosts.comfy.edits.edit import EditRequest, edit
 from palimpsest.hosts.comfy.edits.guider import EditGuider
 from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.negative_prompt import invert_negative_prompt
@@ -139,7 +140,7 @@ def test_both_hosts_make_the_same_edit(kind, wish, request):
     sigmas = schedule(loaded.model, "simple", 4, 0.35)
     scale = loaded.model.model.latent_format.scale_factor
     made, inverted = wired(loaded, wish)
-    latent, source, spent = edit(made)
+    latent, source, spent, _ = edit(made)
     theirs = in_diffusers(folder, wish, sigmas, scale)
     assert (inverted.rows, spent.rows) == theirs[2]
     assert relative(latent, theirs[0]) < HOSTS_AGREE
@@ -219,7 +220,7 @@ def test_a_batch_of_pictures_is_edited_as_its_pictures_are(sd1):
 
 def test_the_edit_guider_walks_under_proximal_guidance_as_edit_does(sd1):
     made, _ = wired(sd1, Wish(latent_for(sd1), DIRECT_INVERSION, STRONG))
-    expected, _, _ = edit(made)
+    expected, _, _, _ = edit(made)
     start = made.trajectory.in_host_scale(made.trajectory.start)
     guider, sampler = EditGuider(made), comfy.samplers.ksampler("euler")
     sigmas = made.trajectory.falling_sigmas
@@ -299,9 +300,9 @@ def plain_request(sd1, cfg, model=None):
 
 
 def test_at_cfg_0_both_hosts_run_the_negative_alone(sd1, sd1_folder):
-    latent, _, spent = edit(plain_request(sd1, 0.0))
+    latent, _, spent, _ = edit(plain_request(sd1, 0.0))
     assert spent.rows == 4
-    almost, _, both = edit(plain_request(sd1, 1e-12))
+    almost, _, both, _ = edit(plain_request(sd1, 1e-12))
     assert both.rows == 8
     assert relative(latent, almost) < 1e-5
     setting = agree.Setting(latent_for(sd1), cfg=0.0, control=False)

@@ -4,8 +4,9 @@ import comfy.cli_args
 import folder_paths
 import pytest
 import torch
+from palimpsest.hosts.comfy.edits.bound import BoundControl
 from palimpsest.hosts.comfy.edits.cycle_sde import CycleRequest, cycle_sde
-from palimpsest.hosts.comfy.edits.edit import BoundControl, EditRequest, edit
+from palimpsest.hosts.comfy.edits.edit import EditRequest, edit
 from palimpsest.hosts.comfy.edits.guider import EditGuider
 from palimpsest.hosts.comfy.files.trajectories import load_trajectory, save_trajectory
 from palimpsest.hosts.comfy.inversions.noise_space import below_skip, invert_noise
@@ -100,7 +101,7 @@ def test_both_hosts_make_the_same_edit(kind, control, space, request_of):
     folder, space = request_of(kind), SPACES[space]
     loaded, other = agree.in_comfyui(folder), agree.headless(folder)
     trajectory, inverted = invert(loaded, space, source_cfg=2.0)
-    ours, kept, spent = edit(request(loaded, trajectory, control=control))
+    ours, kept, spent, _ = edit(request(loaded, trajectory, control=control))
     scale = loaded.model.model.latent_format.scale_factor
     source, target, empty = (other.prompt(text, size=(64, 64)) for text in (SOURCE, TARGET, ""))
     rows = RowCount()
@@ -202,7 +203,7 @@ def test_an_unedited_batch_comes_back_bit_for_bit_at_no_row(in_dtype, dtype, cfg
     assert loaded.model.model.get_dtype() == dtype
     samples = latent_for(loaded, 8, 6, batch=2).to(dtype)
     trajectory, _ = invert(loaded, space, source_cfg=cfg, samples=samples)
-    latent, kept, spent = edit(request(loaded, trajectory, SOURCE, cfg=cfg))
+    latent, kept, spent, _ = edit(request(loaded, trajectory, SOURCE, cfg=cfg))
     assert torch.equal(latent.to(samples), samples)
     assert torch.equal(kept.to(samples), samples)
     assert spent.rows == 0
@@ -236,7 +237,7 @@ OTHERS = {
 @pytest.mark.parametrize("change", OTHERS)
 def test_what_differs_from_the_recording_is_an_edit(sd1, space, change):
     trajectory, _ = invert(sd1, space, source_cfg=CFG)
-    latent, _, spent = edit(request(sd1, trajectory, **OTHERS[change](sd1)))
+    latent, _, spent, _ = edit(request(sd1, trajectory, **OTHERS[change](sd1)))
     assert spent.rows == 2 * STEPS
     assert relative(latent, trajectory.origin) > 1e-4
 
@@ -244,7 +245,7 @@ def test_what_differs_from_the_recording_is_an_edit(sd1, space, change):
 def test_with_a_control_the_unedited_picture_is_computed_and_comes_back(exact_sd1):
     """The control's terms are other sums of the same numbers, beside a latent kept in float32."""
     trajectory, _ = invert(exact_sd1, EDIT_FRIENDLY, source_cfg=CFG)
-    latent, _, spent = edit(request(exact_sd1, trajectory, SOURCE, control=True))
+    latent, _, spent, _ = edit(request(exact_sd1, trajectory, SOURCE, control=True))
     assert spent.rows > 2 * STEPS
     assert relative(latent, trajectory.origin) < ROUNDED
 
@@ -258,9 +259,9 @@ def test_a_chain_without_guesses_knows_its_source_by_the_edits(sd1):
     )
     _, chain, _ = cycle_sde(asked)
     assert chain.denoised is None
-    latent, _, spent = edit(request(sd1, chain, SOURCE))
+    latent, _, spent, _ = edit(request(sd1, chain, SOURCE))
     assert torch.equal(latent, asked.samples) and spent.rows == 0
-    rewritten, _, spent = edit(request(sd1, chain))
+    rewritten, _, spent, _ = edit(request(sd1, chain))
     assert spent.rows == 4 * STEPS  # both are guided
     assert relative(rewritten, asked.samples) > 1e-3
 
@@ -281,7 +282,7 @@ def test_outside_the_mask_every_bit_stays(sd1, space):
     mask = torch.zeros(1, 64, 96)
     mask[:, :24, :40] = 1
     trajectory, _ = invert(sd1, space, samples=latent_for(sd1, 8, 12))
-    latent, _, _ = edit(request(sd1, trajectory, mask=mask))
+    latent, _, _, _ = edit(request(sd1, trajectory, mask=mask))
     same = (latent == trajectory.origin).all(1)
     assert same[:, 3:].all() and same[..., 5:].all() and not same[:, :3, :5].any()
 
@@ -323,7 +324,7 @@ def test_a_batch_of_prompts_edits_one_picture(exact_sd1, space):
             words(exact_sd1, TARGET)[0][1],
         ]
     ]
-    latent, _, spent = edit(request(exact_sd1, trajectory, both))
+    latent, _, spent, _ = edit(request(exact_sd1, trajectory, both))
     alone = torch.cat([edit(request(exact_sd1, trajectory, text))[0] for text in texts])
     assert relative(latent, alone) < agree.NEIGHBOURS
     assert spent.rows == 2 * 2 * STEPS
@@ -338,7 +339,7 @@ def test_a_stored_chain_edits_as_the_fresh_one_does(sd1, space, tmp_path, monkey
     first, second = (edit(request(sd1, t)) for t in (trajectory, stored))
     assert torch.equal(first[0], second[0])
     assert first[2].rows == second[2].rows == 2 * STEPS
-    unedited, _, spent = edit(request(sd1, stored, SOURCE, cfg=1.0))
+    unedited, _, spent, _ = edit(request(sd1, stored, SOURCE, cfg=1.0))
     assert torch.equal(unedited, trajectory.origin) and spent.rows == 0
 
 

@@ -98,7 +98,7 @@ def test_both_hosts_learn_the_same(kind, request):
 def test_the_path_is_what_the_source_walks_under_its_embeddings(sd1, learned):
     trajectory, _, _ = learned
     made = edit_of(sd1, trajectory, correction=UNCORRECTED)
-    _, source, _ = edit(made)
+    _, source, _, _ = edit(made)
     ends = trajectory.in_host_scale(trajectory.latents[0])
     assert relative(source, ends) < 1e-4
     # With the plain negative it ends elsewhere.
@@ -108,7 +108,7 @@ def test_the_path_is_what_the_source_walks_under_its_embeddings(sd1, learned):
 
 def test_the_edit_of_what_is_there_already_is_the_path(sd1, learned):
     trajectory, _, _ = learned
-    latent, _, _ = edit(edit_of(sd1, trajectory, target=agree.SOURCE))
+    latent, _, _, _ = edit(edit_of(sd1, trajectory, target=agree.SOURCE))
     assert relative(latent, trajectory.in_host_scale(trajectory.latents[0])) < 1e-4
     assert relative(latent, trajectory.origin) < 0.5
 

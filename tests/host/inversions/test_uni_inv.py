@@ -51,7 +51,7 @@ def on_a_flow(model, target=2, cfg=2.0):
 def test_both_hosts_agree(sd1, sd1_folder, control):
     setting = agree.Setting(latent_for(sd1), control=control)
     made, spent = along(agree.request(sd1, setting)[0])
-    ours, source, edited = edit(made)
+    ours, source, edited, _ = edit(made)
     window = 3  # int(0.6 * (4 + 1)), as agree.words has it
     assert (spent.rows, edited.rows) == (4, 8 + window * control)
     assert torch.equal(source, setting.latent)
@@ -76,7 +76,7 @@ def test_both_hosts_agree(sd1, sd1_folder, control):
 def test_a_flow_model_gives_the_picture_back_and_edits(make):
     model = make()
     same, spent = on_a_flow(model, target=1)
-    latent, source, _ = edit(same)
+    latent, source, _, _ = edit(same)
     assert torch.equal(source, same.trajectory.origin)
     assert relative(latent, source) < SAME
     changed, *_ = edit(on_a_flow(model)[0])

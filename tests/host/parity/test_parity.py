@@ -9,7 +9,7 @@ from palimpsest.benchmarks.parity import edit as parity_edit
 from palimpsest.benchmarks.parity import golden
 from palimpsest.benchmarks.parity.__main__ import main
 from palimpsest.tests.host.parity.cases import MODEL, TESTS, Cases
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 CASES = Cases(TESTS / "data" / "quick", "make_golden")
 
@@ -21,6 +21,9 @@ ROWS = {
     "ddim_p2p_replace": (8 + 16 + 16, 56),
     "di_p2p_refine": (8 + 16 + 8, 72),
     "di_p2p_replace": (8 + 16 + 4, 72),
+    # LocalBlend reads the source in every step.
+    "di_p2p_refine_lb": (8 + 16 + 8, 72),
+    "ddim_p2p_replace_lb": (6 + 12 + 12, 42),
     "di_p2p_reweight": (6 + 12 + 3, 54),
     "directinversion_inv_replace": (5 + 20, 25),
     "nti_p2p_replace": (6 + 6 + 16 + 6 + 12 + 3, 64),  # 16 inner steps; published 2 rows at a step
@@ -138,6 +141,36 @@ def test_every_setting_of_a_case_is_read(copy, name):
     assert copy.bench(name) == 1
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lb_threshold": [0.9, 0.95]},
+        {"lb_threshold": [0.85, 0.85]},
+        {"lb_start_blend": 0.3},
+        {"blend_words": [["field"], ["yellow"]]},
+        {"blend_words": [["green"], ["flowers"]]},
+        {"substruct_words": None},
+        {"substruct_words": [["circle"], ["with"]]},
+        {"blend_words": None},
+    ],
+    ids=str,
+)
+def test_every_setting_of_local_blend_is_read(copy, change):
+    copy.say("di_p2p_refine_lb", **change)
+    assert copy.bench("di_p2p_refine_lb") == 1
+
+
+def test_one_cell_of_one_mask_that_differs_fails_and_is_named(copy, capsys):
+    path = copy.folder / "di_p2p_refine_lb.safetensors"
+    tensors = load_file(path)
+    tensors["lb_masks"][3, 1, 0, 5, 7] ^= 1
+    save_file(tensors, path)
+    assert copy.bench("di_p2p_refine_lb") == 1
+    found = copy.result("di_p2p_refine_lb").errors["lb_masks"]
+    assert found == pytest.approx(1 / tensors["lb_masks"][:, 1].numel())
+    assert "lb_masks" in capsys.readouterr().out
+
+
 def test_the_tail_after_a_replaced_word_stays_where_the_published_code_leaves_it(monkeypatch):
     """Both pairs under Replace have unequal token counts, or this switch would change nothing."""
     moved = parity_edit.rewrite_prompt
@@ -238,7 +271,7 @@ def test_the_maker_makes_what_is_stored(tmp_path):
         # The last bit of half precision, should another machine's rounding differ somewhere.
         for key in made:
             torch.testing.assert_close(made[key], stored[key], rtol=1e-3, atol=1e-6)
-    for name in ("di_p2p_reweight", "di_masactrl_prompt", "ddim_pnp"):
+    for name in ("di_p2p_reweight", "di_p2p_refine_lb", "di_masactrl_prompt", "ddim_pnp"):
         CASES.assert_made_again(name, unet)
 
 

@@ -107,11 +107,11 @@ class Borrow:
     def active(self, at):
         return at.step < self.end
 
-    def kept(self, site, own):
+    def kept(self, site, own, at):
         return QKV(None, None, own.v)
 
     def terms(self, own, source, site, at):
-        return (QKV(own.q, own.k, source.v),)
+        return source and (QKV(own.q, own.k, source.v),)
 
 
 def test_the_target_reads_what_the_source_left_at_the_same_place():

@@ -41,9 +41,9 @@ def test_maps_are_made_in_float32():
 
 
 def recorded(sizes, cells, kind="cross", role="cond"):
-    maps = CrossMaps([2] * len(sizes), cells)
+    maps = CrossMaps(cells)
     for layer, size in enumerate(sizes):
-        assert maps.record(Site(kind, layer, role), qkv(size, seed=layer)) is None
+        assert maps.record(Site(kind, layer, role, heads=2), qkv(size, seed=layer)) is None
     return maps
 
 

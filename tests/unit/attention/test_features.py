@@ -126,7 +126,7 @@ def test_a_control_that_reads_more_than_was_kept_is_not_served():
 class Keys(Borrow):
     """A control that reads other tensors of the source."""
 
-    def kept(self, site, own):
+    def kept(self, site, own, at):
         return QKV(None, own.k, own.v)
 
 

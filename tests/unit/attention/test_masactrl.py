@@ -93,7 +93,7 @@ def test_nothing_but_self_attention_is_touched(kind):
 
 def test_queries_of_the_source_are_not_kept():
     own = qkv()
-    kept = MasaCtrl().kept(SITE, own)
+    kept = MasaCtrl().kept(SITE, own, OPEN)
     assert kept.q is None and kept.k is own.k and kept.v is own.v
 
 

@@ -49,7 +49,7 @@ def test_it_reads_one_row_and_looks_into_residual_blocks():
     assert source_roles(PlugAndPlay()) == ("cond",)
     assert isinstance(PlugAndPlay(), FeatureControl)
     own = qkv()
-    assert PlugAndPlay().kept(SITE, own) == QKV(own.q, own.k, None)
+    assert PlugAndPlay().kept(SITE, own, moment(0, STEPS)) == QKV(own.q, own.k, None)
 
 
 @pytest.mark.parametrize(("steps", "maps", "features"), [(50, 25, 40), (10, 5, 8), (8, 4, 6)])

@@ -353,3 +353,49 @@ def test_weights_and_windows_go_to_every_token_of_their_word():
 def test_a_word_that_only_the_source_has_is_named(option):
     with pytest.raises(PalimpsestError, match="'red' is not in the target prompt 'a blue cat"):
         rewrite_prompt(*described(PAIRS["equal"]), **{option: {"red": (0.0, 1.0)}})
+
+
+# -- weights that always act ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("texts", [PAIRS["equal"], PAIRS["more"]], ids=["replace", "refine"])
+def test_weights_that_always_act_scale_the_maps_after_the_window_too(texts):
+    weights = {"cat": 3.0, "a": -0.5}
+    control = replace(rewrite_prompt(*described(texts), weights=weights), weights_always=True)
+    published = rewrite_prompt(*described(texts), weights=weights)
+    for step in range(STEPS):
+        target, source = qkv(seed=10 * step), qkv(seed=10 * step + 5)
+        found = ours(control, step, target, source, 4)
+        expected = ours(published, step, target, source, 4)
+        if step >= 4:
+            scaled = target._replace(v=target.v * control.weights[:, None])
+            expected = attention(scaled, 4)
+        assert distance(found, expected) < 1e-13
+
+
+def test_weights_of_one_leave_attention_alone_and_no_source_is_run_for_weights():
+    at = moment(STEPS - 1, STEPS)
+    control = replace(rewrite_prompt(*described(PAIRS["equal"])), weights_always=True)
+    assert control.terms(qkv(), None, CROSS, at) is None
+    weighted = replace(control, weights=2 * control.weights)
+    assert weighted.terms(qkv(), None, SELF, at) is None
+    assert weighted.terms(qkv(), None, CROSS, at) is not None
+    assert not weighted.active(at)
+    bank = Bank(weighted, at=at)
+    assert bank.inject(CROSS._replace(role="uncond"), qkv()) is None
+
+
+def test_a_word_whose_window_is_shut_is_weighted_beside_one_whose_is_open():
+    control = rewrite_prompt(
+        *described(PAIRS["equal"]),
+        weights={"blue": 3.0, "cat": 2.0},
+        word_windows={"blue": (0.0, 1.0)},
+    )
+    control = replace(control, weights_always=True)
+    target, source = qkv(), qkv(seed=5)
+    alpha = cross_alpha(STEPS, TOKENS, 0.4, [((2,), 1.0)])[7]
+    own = lambda a, b: b * control.weights
+    rewrite = Reweight(control.weights, Replace(control.alignment.mapping))
+    maps = lambda a, b: rewrite(a, b) * alpha + own(a, b) * (1 - alpha)
+    expected = controlled(target, source, 4, maps, torch.ones(TOKENS))
+    assert distance(ours(control, 7, target, source, 4), expected) < 1e-13

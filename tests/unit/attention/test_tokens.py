@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from palimpsest.pipelines.attention.prompt_to_prompt import parse_weights, rewrite_prompt
+from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.attention.tokens import (
     PromptTokens,
     Word,
@@ -13,6 +13,7 @@ from palimpsest.pipelines.attention.tokens import (
     refine_tokens,
     replace_words,
 )
+from palimpsest.pipelines.attention.word_values import parse_weights
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.unit.prompts import END, START, prompt
 

@@ -7,8 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from palimpsest.pipelines.attention.prompt_to_prompt import (
-    WEIGHTS,
-    parse_weights,
     rewrite_prompt,
     token_weights,
 )
@@ -20,6 +18,7 @@ from palimpsest.pipelines.attention.tokens import (
     replace_words,
     same_words,
 )
+from palimpsest.pipelines.attention.word_values import WEIGHTS, parse_weights
 from palimpsest.pipelines.attention.words import _BYTES, Word, cut_word, unmarked
 from palimpsest.pipelines.errors import PalimpsestError
 from transformers.convert_slow_tokenizer import bytes_to_unicode

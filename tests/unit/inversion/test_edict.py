@@ -275,11 +275,11 @@ class Window:
     def reads(self, site, at):
         return self.active(at)
 
-    def kept(self, site, own):
+    def kept(self, site, own, at):
         return own
 
     def terms(self, own, source, site, at):
-        return (source,)
+        return source and (source,)
 
 
 @dataclass

@@ -73,7 +73,7 @@ class Toy:
             for a, b in zip(q.chunk(HEADS, -1), k.chunk(HEADS, -1), strict=True)
         ]
         if self.maps is not None:
-            self.maps.record(Site("cross", layer, "cond"), QKV(q, k, v))
+            self.maps.record(Site("cross", layer, "cond", heads=HEADS), QKV(q, k, v))
         mixed = [m @ part for m, part in zip(per_head, v.chunk(HEADS, -1), strict=True)]
         return hidden + 0.3 * torch.cat(mixed, -1) @ self.o, torch.stack(per_head, 1)
 
@@ -119,7 +119,7 @@ def shown(batch=1, seed=11):
 def test_it_learns_what_the_published_loop_learns(map_weight, early_stop):
     fitting = Fitting(40, cfg=3.0, map_weight=map_weight, early_stop=early_stop, seed=5)
     cells = SIZE[1] * SIZE[2]
-    ours = Toy(CrossMaps([HEADS, HEADS], cells) if map_weight else None)
+    ours = Toy(CrossMaps(cells) if map_weight else None)
     fitted = fit(ours.source(), shown(), pictures(), levels(), fitting)
     counts = rounds_per_step(4, 40)
     theirs = Toy()
@@ -156,7 +156,7 @@ def test_the_way_begins_where_ddim_inversion_ends():
 
 def test_a_batch_learns_as_its_pictures_do_and_each_rests_when_it_is_good():
     fitting = Fitting(40, cfg=3.0, early_stop=0.1, map_weight=1.0)
-    maps = lambda: CrossMaps([HEADS, HEADS], SIZE[1] * SIZE[2])
+    maps = lambda: CrossMaps(SIZE[1] * SIZE[2])
     x0, tokens = torch.cat([pictures(), 0.1 * pictures(seed=1)]), shown(2)
     both = fit(Toy(maps()).source(), tokens, x0, levels(), fitting)
     single = [

@@ -1,0 +1,130 @@
+"""A control on a wire: what it acts by, and what it was made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ....pipelines.attention.bank import Control, source_roles
+from ....pipelines.attention.prompt_batch import PromptBatch
+from ....pipelines.attention.prompt_to_prompt import PromptToPrompt, chained
+from ....pipelines.attention.stack import parts_of, stacked
+from ....pipelines.attention.tokens import PromptTokens
+from ....pipelines.attention.watch import WatchingControl
+from ....pipelines.errors import PalimpsestError, quoted
+from ..guidance import Conditioning
+from ..refusals import check_one_entry, check_owner
+
+
+@dataclass(frozen=True)
+class Words:
+    """The prompts of a control, as the text encoder sees them.
+
+    Attributes:
+        source: The source prompt.
+        targets: The target prompts, mostly one.
+    """
+
+    source: PromptTokens
+    targets: tuple[PromptTokens, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class BoundControl:
+    """A control, and the two conditionings it was made for where it is about their words.
+
+    Attributes:
+        control: The attention control.
+        source: [1, tokens, channels] embedding of the source prompt; None takes any.
+        target: [prompts, tokens, channels] embeddings of the target prompts, mostly of one; None
+            takes any.
+        name: Of the nodes that made it, for messages.
+        words: Of both prompts, for those that are put on it; None where it knows none.
+    """
+
+    control: Control
+    source: Tensor | None = None
+    target: Tensor | None = None
+    name: str = "Prompt-to-Prompt"
+    words: Words | None = None
+
+    def on(self, before: BoundControl | None) -> BoundControl:
+        """This control on top of another, which is handed on where there is no conflict.
+
+        A Prompt-to-Prompt on another goes on from its target prompt.
+
+        Raises:
+            PalimpsestError: If they do not fit together.
+        """
+        if before is None:
+            return self
+        below, control = list(parts_of(before.control)), self.control
+        if self.words is not None and before.words is not None:
+            _check_goes_on(self, before)
+            first = next(c for c in below if isinstance(c, PromptToPrompt | PromptBatch))
+            below.remove(first)
+            control = _chained(first, control)
+        owner = before if before.words is not None else self
+        return BoundControl(
+            stacked([*below, control]),
+            owner.source,
+            before.target if self.words is None else self.target,
+            f"{before.name} + {self.name}",
+            _joined(before.words, self.words),
+        )
+
+    def check_source(self, source: Conditioning, role: str) -> None:
+        """Refuse a source whose attention the control could not read.
+
+        Args:
+            source: Conditioning of the source prompt.
+            role: The name of that input, for messages.
+        """
+        check_one_entry(source, role)
+        if self.source is not None:
+            check_owner(self.source, source, role)
+
+    def check_prompts(
+        self, source: Conditioning, target: Conditioning, negative: Conditioning
+    ) -> None:
+        """Refuse conditionings that it was not made for, or could not read."""
+        self.check_source(source, "source")
+        if self.target is not None:
+            check_owner(self.target, target, "target")
+        if "uncond" in source_roles(self.control):
+            check_one_entry(negative, "negative")
+
+
+def _joined(before: Words | None, after: Words | None) -> Words | None:
+    if before is None or after is None:
+        return before or after
+    return Words(before.source, after.targets)
+
+
+def _chained(first: Control, second: Control) -> Control:
+    """One edit of the first prompt into the last ones."""
+    if isinstance(second, PromptBatch):
+        return PromptBatch(tuple(chained(first, each) for each in second.controls))
+    return chained(first, second)
+
+
+def _check_goes_on(after: BoundControl, before: BoundControl) -> None:
+    """Refuse prompts that do not follow each other, and what read the words of the first."""
+    between = before.words.targets
+    if len(between) > 1:
+        raise PalimpsestError(
+            f"The control holds {len(between)} target prompts, another Prompt-to-Prompt goes on "
+            "from one: set one_per_line in the last Prompt-to-Prompt alone."
+        )
+    if any(isinstance(part, WatchingControl) for part in parts_of(before.control)):
+        raise PalimpsestError(
+            "LocalBlend stands before a Prompt-to-Prompt, whose target it does not know: connect "
+            "every Prompt-to-Prompt first, and LocalBlend after the last."
+        )
+    if between[0].ids != after.words.source.ids:
+        raise PalimpsestError(
+            f"The source of Prompt-to-Prompt is {quoted(after.words.source.text)}, the control "
+            f"connected to it ends at {quoted(between[0].text)}: make them the same text, so that "
+            "one edit goes on from the other."
+        )

@@ -1,0 +1,71 @@
+"""Who looks on while an edit runs, and bounds it by what the attention of its rows says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..rows import After
+from ..schedule import Moment
+from .hooks import QKV, Site
+
+#: The attention of the target's rows, as a control edits it, to any values [B, S, C].
+Attended = Callable[[Tensor], tuple[QKV, ...]]
+
+
+class Watch(After, Protocol):
+    """Sees the attention of both rows of one edit, step by step. Made and dropped by that edit.
+
+    Where the edit has a loop of its own, which walks distances from the source, its cells are all
+    that is asked for.
+    """
+
+    @property
+    def cells(self) -> Tensor | None:
+        """[1 or B, 1, h, w] in 0..1, 0 where the picture is kept after this step; None keeps none.
+
+        After the edit it is the bound of its last step.
+        """
+        ...
+
+    def see(self, own: QKV, source: QKV | None, attended: Attended, site: Site, at: Moment) -> None:
+        """Look at one attention of the target's rows.
+
+        Args:
+            own: Their tensors.
+            source: What was recorded at the site; None where nothing is read there.
+            attended: What the control makes of the attention.
+            site: Where.
+            at: The step.
+        """
+        ...
+
+
+@runtime_checkable
+class WatchingControl(Protocol):
+    """What a control has besides, where it bounds the edit."""
+
+    def watches(self, size: tuple[int, int]) -> tuple[Watch, ...]:
+        """Those of one edit, made for it.
+
+        Args:
+            size: Cells of the latent, h and w.
+        """
+        ...
+
+
+def within(watches: Iterable[Watch], apart: Tensor) -> Tensor:
+    """How far an edit is from its source, [B, C, h, w], cut to the bounds that were found."""
+    for watch in watches:
+        cells = watch.cells
+        apart = apart if cells is None else cells.to(apart) * apart
+    return apart
+
+
+def bounds(watches: Iterable[Watch]) -> Tensor | None:
+    """[1 or B, 1, h, w] where all of them let the edit be; None where none bounds it."""
+    found = [cells for watch in watches if (cells := watch.cells) is not None]
+    return torch.stack(torch.broadcast_tensors(*found)).amin(0) if found else None
