@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    attention_maps,
     compare,
     control,
     drag,
@@ -50,6 +51,7 @@ class PalimpsestExtension(ComfyExtension):
             *control.NODES,
             *source_controls.NODES,
             *local_blend.NODES,
+            *attention_maps.NODES,
             *edit.NODES,
             *sdedit.NODES,
             *sdedit_sweep.NODES,

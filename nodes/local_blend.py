@@ -1,13 +1,12 @@
 """The node that keeps an edit where its words are."""
 
-import re
-
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..hosts.comfy.edits.bound import BoundControl
 from ..pipelines.attention.local_blend import Join, LocalBlend, blend_columns
 from ..pipelines.attention.tokens import require_words
+from ..pipelines.attention.word_values import named
 from ..pipelines.errors import PalimpsestError
 from .border import Node
 from .wires import Control
@@ -146,11 +145,6 @@ def _columns(
         blend_columns(source, words, leave_out, role="source prompt"),
         blend_columns(targets, wanted or words, leave_out, role="target prompt"),
     )
-
-
-def named(text: str) -> list[str]:
-    """Words that stand with commas, semicolons or line breaks between them."""
-    return [word.strip() for word in re.split(r"[,;，\n]", text) if word.strip()]
 
 
 NODES = [LocalBlendNode]

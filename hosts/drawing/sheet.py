@@ -24,6 +24,8 @@ class Sheet:
         title: Above all.
         note: A line below the title.
         least: Width in pixels below which pictures are shown larger, so that labels fit.
+        captions: A label below each picture, row by row; none if empty.
+        empty: What stands in a cell without a picture; "" leaves it blank.
     """
 
     pictures: Tensor | Sequence[Tensor | None]
@@ -32,6 +34,8 @@ class Sheet:
     title: str
     note: str = ""
     least: int = 192
+    captions: Sequence[str] = ()
+    empty: str = "not followed"
 
 
 def as_picture(image: Tensor) -> Image.Image:
@@ -61,10 +65,12 @@ def draw_sheet(sheet: Sheet) -> Tensor:
             picture = sheet.pictures[row * len(sheet.columns) + column]
             corner = layout.corner(row, column)
             if picture is None:
-                _leave_empty(pen, layout, corner)
+                _leave_empty(pen, layout, corner, sheet.empty)
             else:
                 shown = as_picture(picture).resize(layout.size, Image.Resampling.NEAREST)
                 page.paste(shown, corner)
+            if sheet.captions:
+                _caption(pen, layout, corner, sheet.captions[row * len(sheet.columns) + column])
     return torch.from_numpy(numpy.asarray(page).copy()).float().div(255).unsqueeze(0)
 
 
@@ -102,7 +108,9 @@ class _Layout:
         labels = [label.split("\n") for label in sheet.rows]
         left = max(_label_width(lines, font, heading) for lines in labels) + 5 * GAP
         tallest = max(len(lines) for lines in labels)
-        row = max(height, (heading.size if tallest > 1 else 0) + tallest * _line(font)) + GAP
+        below = _line(font) if sheet.captions else 0
+        beside = (heading.size if tallest > 1 else 0) + tallest * _line(font)
+        row = max(height + below, beside) + GAP
         above = max(label.count("\n") + 1 for label in sheet.columns) * _line(font)
         top = 4 * GAP + heading.size + above + GAP + (_line(font) if sheet.note else 0)
         title = max(heading.getlength(sheet.title), font.getlength(sheet.note)) + 4 * GAP
@@ -143,10 +151,23 @@ def _label_row(pen: ImageDraw.ImageDraw, layout: _Layout, row: int, lines: list[
         pen.text((layout.left - 3 * GAP, below), value, INK, layout.font, anchor="ra")
 
 
-def _leave_empty(pen: ImageDraw.ImageDraw, layout: _Layout, corner: tuple[int, int]) -> None:
+def _caption(
+    pen: ImageDraw.ImageDraw, layout: _Layout, corner: tuple[int, int], label: str
+) -> None:
+    """A label below a picture."""
+    x, y = corner
+    at = x + layout.size[0] // 2, y + layout.size[1] + GAP // 2
+    pen.text(at, label, INK, layout.font, anchor="ma")
+
+
+def _leave_empty(
+    pen: ImageDraw.ImageDraw, layout: _Layout, corner: tuple[int, int], told: str
+) -> None:
     """A cell without a picture."""
+    if not told:
+        return
     x, y = corner
     width, height = layout.size
     pen.rectangle((x, y, x + width - 1, y + height - 1), fill=EMPTY)
     middle = (x + width // 2, y + height // 2)
-    pen.text(middle, "not followed", FAINT, layout.font, anchor="mm")
+    pen.text(middle, told, FAINT, layout.font, anchor="mm")

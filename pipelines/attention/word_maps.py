@@ -101,6 +101,11 @@ class Gathered:
         self._sums[grid] = self._sums[grid] + maps if grid in self._sums else maps
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing was added."""
+        return not self._sums
+
+    @property
     def total(self) -> Tensor:
         """[B, W, h', w'] their sum, at the size of the finest layer that was seen."""
         finest = max(self._sums)

@@ -61,6 +61,11 @@ def parse_windows(text: str) -> dict[str, tuple[float, float]]:
     return windows
 
 
+def named(text: str) -> list[str]:
+    """Words that stand with commas, semicolons or line breaks between them."""
+    return [word.strip() for word in re.split(r"[,;，\n]", text) if word.strip()]
+
+
 def _entries(text: str) -> Iterator[tuple[str, str | None, str]]:
     """(line, word, value) of every word; word is None where a line cannot be read."""
     for line in (" ".join(line.split()) for line in text.splitlines()):

@@ -60,6 +60,7 @@ RESULTS = {
     "uni_inv": dict.fromkeys(["prompt", "control"], "a blue heart on grass"),
     "plug_and_play": dict.fromkeys(["prompt", "control"], "a white heart on the sea"),
     "masactrl": dict.fromkeys(["prompt", "control"], "a dotted yellow star on a wooden floor"),
+    "attention_maps": {"edit": "a red triangle on a wooden floor"},
     "local_blend": dict.fromkeys(["prompt", "control"], "a red triangle on a wooden floor"),
     "edit_friendly": dict.fromkeys(["first", "second"], "a red star on grass"),
     "cyclediffusion": {"first": "a red star on grass", "second": "a red circle on grass"},
