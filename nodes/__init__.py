@@ -2,6 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..hosts.comfy.reading import add_route
 from . import (
     attention_maps,
     compare,
@@ -34,6 +35,10 @@ from .inversions import (
 
 class PalimpsestExtension(ComfyExtension):
     """What ComfyUI asks for the nodes."""
+
+    async def on_load(self) -> None:
+        """Have the server tell the front end of words."""
+        add_route()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes, in menu order."""

@@ -171,7 +171,8 @@ class AttentionMaps(Node):
         sheet = heat_sheet(heats, pictures, request.names, request.text)
         mask = pixel_mask(found(maps, threshold), request.model)
         text = f"{spent.rows} UNet rows, {spent.seconds:.1f} s"
-        shown = report(spent, text) | ui.PreviewImage(sheet, cls=cls).as_dict()
+        shown = {"palimpsest_prompts": [request.text]}
+        shown |= report(spent, text) | ui.PreviewImage(sheet, cls=cls).as_dict()
         return io.NodeOutput(heats, mask, sheet, ui=shown)
 
 

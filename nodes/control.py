@@ -163,6 +163,7 @@ class PromptToPrompt(Node):
                 ),
                 io.Conditioning.Output(display_name="target", tooltip="For Edit's target."),
             ],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -181,7 +182,9 @@ class PromptToPrompt(Node):
         before, after = encode_batch(clip, [source]), encode_batch(clip, prompts)
         known = Words(words, tuple(targets))
         bound = BoundControl(own, before[0][0], after[0][0], "Prompt-to-Prompt", known)
-        return io.NodeOutput(bound.on(control), before, after)
+        # Prompts that come by wire are known to the page from here on.
+        shown = {"palimpsest_prompts": [source, target]}
+        return io.NodeOutput(bound.on(control), before, after, ui=shown)
 
 
 def _control(

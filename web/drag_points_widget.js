@@ -4,9 +4,9 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { viewOfFile, viewOfOutput } from "./drag_points.js";
 import { PointsEditor } from "./drag_points_view.js";
+import { chain, outputOf, sourceOf } from "./graph.js";
 
 const MIN_HEIGHT = 300;
-const SUBGRAPH_INPUT = "-10"; // the id that ComfyUI gives to a subgraph's own inputs
 const LOADERS = ["LoadImage", "LoadImageOutput"];
 
 // Nothing tells in both renderers that a widget further up has changed, by hand or by a script,
@@ -57,14 +57,6 @@ function addEditor(node, name) {
   return widget;
 }
 
-function chain(node, event, also) {
-  const before = node[event];
-  node[event] = function (...given) {
-    before?.apply(this, given);
-    also();
-  };
-}
-
 /** A function that shows the editor what the graph holds now. */
 function watcher(node, editor) {
   let key;
@@ -91,44 +83,8 @@ function watcher(node, editor) {
 
 const address = (files) => (files?.length ? viewOfOutput(files[0]) : null);
 
-/** What a node showed after its last run. */
-function outputOf(node) {
-  const inside = node.graph && node.graph !== app.rootGraph;
-  return app.nodeOutputs[inside ? `${node.graph.id}:${node.id}` : String(node.id)];
-}
-
 /** The file that a loader has chosen, or undefined for any other node. */
 function fileOf(source) {
   if (!LOADERS.includes(source?.node.type) || source.slot !== 0) return undefined;
   return source.node.widgets?.find((w) => w.name === "image")?.value || undefined;
-}
-
-/** @returns {{node: object, slot: number} | null} Where an input comes from in the end. */
-function sourceOf(node, input) {
-  return follow(node.graph, node.inputs?.find((i) => i.name === input)?.link);
-}
-
-function follow(graph, id) {
-  const link = id == null ? null : graph?.links.get(id);
-  if (!link) return null;
-  if (String(link.origin_id) === SUBGRAPH_INPUT) {
-    const host = hostOf(graph);
-    return host ? follow(host.graph, host.inputs[link.origin_slot]?.link) : null;
-  }
-  const node = graph.getNodeById(link.origin_id);
-  if (node?.subgraph) {
-    const output = node.subgraph.outputNode.slots[link.origin_slot];
-    return follow(node.subgraph, output?.linkIds[0]);
-  }
-  if (node?.type === "Reroute") return follow(graph, node.inputs[0].link);
-  return node && { node, slot: link.origin_slot };
-}
-
-/** The node that holds a subgraph; the first one where there are several. */
-function hostOf(subgraph) {
-  for (const graph of [app.rootGraph, ...app.rootGraph.subgraphs.values()]) {
-    const host = graph.nodes.find((node) => node.subgraph === subgraph);
-    if (host) return host;
-  }
-  return undefined;
 }

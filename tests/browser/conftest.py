@@ -64,7 +64,15 @@ def enter(page, server, renderer):
     server.post("settings/Comfy.VueNodes.Enabled", renderer == "vue")
     open_app(page, server.url)
     # While anything runs a badge pulses: without a GPU that takes half a core from what runs.
-    page.add_style_tag(content="*, *::before, *::after { animation: none !important }")
+    # Playwright's own add_style_tag also fails where anything else is refused meanwhile.
+    page.evaluate(
+        """rule => {
+            const style = document.createElement('style')
+            style.textContent = rule
+            document.head.append(style)
+        }""",
+        "*, *::before, *::after { animation: none !important }",
+    )
 
 
 @pytest.fixture

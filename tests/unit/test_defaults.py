@@ -43,6 +43,7 @@ DEFAULTS = {
         "start": 0.2,
         "join": "intersection",
     },
+    "attention.viewer.Look": {"layers": (0.0, 1.0), "every": False},
     # MasaCtrl: from step 4 of 50 and layer 10 of 16, as published.
     "attention.masactrl.MasaCtrl": {"steps": (0.08, 1.0), "layers": (0.625, 1.0), "union": False},
     # Plug-and-Play as published: half of the decoder's maps, the fifteenth of 22 residual blocks.

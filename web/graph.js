@@ -1,0 +1,52 @@
+/** Where the inputs of a node come from, through links, reroutes and subgraphs. */
+
+import { app } from "../../scripts/app.js";
+
+const SUBGRAPH_INPUT = "-10"; // the id that ComfyUI gives to a subgraph's own inputs
+
+/** @returns {{node: object, slot: number} | null} Where an input comes from in the end. */
+export function sourceOf(node, input) {
+  return follow(node.graph, node.inputs?.find((i) => i.name === input)?.link);
+}
+
+function follow(graph, id) {
+  const link = id == null ? null : graph?.links.get(id);
+  if (!link) return null;
+  if (String(link.origin_id) === SUBGRAPH_INPUT) {
+    const host = hostOf(graph);
+    return host ? follow(host.graph, host.inputs[link.origin_slot]?.link) : null;
+  }
+  const node = graph.getNodeById(link.origin_id);
+  if (node?.subgraph) {
+    const output = node.subgraph.outputNode.slots[link.origin_slot];
+    return follow(node.subgraph, output?.linkIds[0]);
+  }
+  if (node?.type === "Reroute") return follow(graph, node.inputs[0].link);
+  return node && { node, slot: link.origin_slot };
+}
+
+/** The node that holds a subgraph; the first one where there are several. */
+function hostOf(subgraph) {
+  for (const graph of [app.rootGraph, ...app.rootGraph.subgraphs.values()]) {
+    const host = graph.nodes.find((node) => node.subgraph === subgraph);
+    if (host) return host;
+  }
+  return undefined;
+}
+
+/** What a node showed after its last run. */
+export function outputOf(node) {
+  const inside = node.graph && node.graph !== app.rootGraph;
+  return app.nodeOutputs[inside ? `${node.graph.id}:${node.id}` : String(node.id)];
+}
+
+/** Call something also where the page calls a node's own function. */
+export function chain(node, event, also) {
+  const before = node[event];
+  node[event] = function (...given) {
+    before?.apply(this, given);
+    also();
+  };
+}
+
+export const widgetOf = (node, name) => node.widgets?.find((w) => w.name === name);
