@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -165,6 +165,7 @@ class DiffusersUNet:
         *,
         convention: Convention = "destination",
         refinement: int = 0,
+        regularise: Callable[[Tensor], Tensor] | None = None,
         recorder: FeatureRecorder | None = None,
         rows: RowCount | None = None,
     ) -> Trajectory:
@@ -176,6 +177,7 @@ class DiffusersUNet:
             sigmas: [N+1] rising noise levels.
             convention: See `couplings.ddim`.
             refinement: See `couplings.ddim`.
+            regularise: See `couplings.ddim`.
             recorder: Keeps the source's features for later edits; with convention "current".
             rows: Counts the rows spent.
         """
@@ -183,11 +185,18 @@ class DiffusersUNet:
         denoise = self.denoiser(prompt, hooks=recorder.hooks if recorder else NO_HOOKS, rows=spent)
         denoise = recorder.watch(denoise) if recorder else denoise
         latents = ddim(
-            denoise, x0, sigmas, scale=vp_scale, convention=convention, refinement=refinement
+            denoise,
+            x0,
+            sigmas,
+            scale=vp_scale,
+            convention=convention,
+            refinement=refinement,
+            regularise=regularise,
         )
         if rows is not None:
             rows.add(spent.rows)
-        recipe = Recipe("ddim", convention, refinement, rows=spent.rows)
+        regularised = regularise is not None
+        recipe = Recipe("ddim", convention, refinement, rows=spent.rows, regularised=regularised)
         kept = recorder.result(prompt.key) if recorder else None
         return Trajectory(latents, sigmas, x0, recipe, features=kept)
 

@@ -39,6 +39,13 @@ DEFAULTS = {
         "layers": (0.5, 1.0),
         "block": 0.64,
     },
+    # pix2pix-zero's noise regularisation as published.
+    "inversion.noise_regularisation.NoiseRegularisation": {
+        "rounds": 5,
+        "pair_steps": 5,
+        "pair_weight": 20.0,
+        "normal_weight": 20.0,
+    },
     # SDE-Drag: the published brush, and two cells a step.
     "copy_paste.Brush": {"radius": 5, "alpha": 1.1, "beta": 0.3, "full_border": True},
     "drag.plan": {"stride": 2, "early_stop": False, "still": False},
@@ -108,6 +115,7 @@ DEFAULTS = {
         "seconds": 0.0,
         "eta": 0.0,
         "source_key": "",
+        "regularised": False,
         "latent_slope": (),
         "latent_offset": (),
     },
