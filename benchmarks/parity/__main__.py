@@ -17,6 +17,7 @@ from .golden import Case, Folder, Result, open_folder
 from .masactrl import run_masactrl, run_uncorrected_masactrl
 from .negative_prompt import run_negative_prompt
 from .null_text import run_null_text
+from .pix2pix_zero import run_drifting_pix2pix_zero, run_pix2pix_zero
 from .plug_and_play import run_plug_and_play, run_reconstructed_plug_and_play
 from .sde import run_copy_paste, run_cycle, run_drag, run_sdedit, run_step
 
@@ -39,6 +40,8 @@ def runner_of(case: Case) -> Runner | None:
         ("PnPInversion ddim+masactrl", run_uncorrected_masactrl),
         ("PnPInversion di_pnp", run_plug_and_play),
         ("PnPInversion ddim_pnp", run_reconstructed_plug_and_play),
+        ("PnPInversion di_pix2pixzero", run_pix2pix_zero),
+        ("PnPInversion ddim_pix2pixzero", run_drifting_pix2pix_zero),
         ("PnPInversion negative-prompt-inversion", run_negative_prompt),
         ("PnPInversion null-text-inversion+p2p", run_null_text),
         ("EDICT", run_edict),

@@ -60,6 +60,7 @@ RESULTS = {
     "uni_inv": dict.fromkeys(["prompt", "control"], "a blue heart on grass"),
     "plug_and_play": dict.fromkeys(["prompt", "control"], "a white heart on the sea"),
     "masactrl": dict.fromkeys(["prompt", "control"], "a dotted yellow star on a wooden floor"),
+    "pix2pix_zero": dict.fromkeys(["prompt", "control"], "a red cross on grass"),
     "edit_friendly": dict.fromkeys(["first", "second"], "a red star on grass"),
     "cyclediffusion": {"first": "a red star on grass", "second": "a red circle on grass"},
     "null_text": {"edit": "a blue heart on grass"},

@@ -39,7 +39,8 @@ DEFAULTS = {
         "layers": (0.5, 1.0),
         "block": 0.64,
     },
-    # pix2pix-zero's noise regularisation as published.
+    # pix2pix-zero and its noise regularisation as published.
+    "attention.pix2pix_zero.Pix2PixZero": {"xa_guidance": 0.1},
     "inversion.noise_regularisation.NoiseRegularisation": {
         "rounds": 5,
         "pair_steps": 5,
@@ -62,6 +63,8 @@ DEFAULTS = {
     },
     "edit_along.edit_along": {"keep_source": False},
     "editing.Edit": {"eta": 0.0, "keep_source": False, "order": 1, "after": ()},
+    # Gradients flow where a control asks for them.
+    "lending.Asked": {"gradients": False},
     "finite.check_finite": {"what": "edit"},
     # DDIM inversion as published: the level one goes to.
     "couplings.ddim": {"convention": "destination", "refinement": 0},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -11,22 +12,24 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....pipelines.attention.bank import Control, source_roles
+from ....pipelines.attention.bank import Control, Moving, source_roles
 from ....pipelines.attention.hooks import Role
 from ....pipelines.correction import Correction
 from ....pipelines.denoiser import Denoiser
-from ....pipelines.edit_along import edit_along
+from ....pipelines.edit_along import check_control, edit_along
 from ....pipelines.editing import Editing
 from ....pipelines.errors import PalimpsestError
 from ....pipelines.lending import Asked
 from ....pipelines.schedule import Scale
 from ....pipelines.trajectory import Trajectory
-from ..attention import require_unet
+from ..attention import heads_of, require_unet
 from ..coordinates import coordinates_of, host_levels
 from ..cost import Spent
 from ..fingerprint import conditioning_key, features_key, guided_key
 from ..guidance import BranchGuider, Conditioning, Conds
 from ..inversions.proximal import check_proximal
+from ..learning.gradients import gradients, trainable
+from ..learning.training import check_differentiable
 from ..masks import check_mask_fits, latent_mask
 from ..refusals import check_one_entry, check_owner, check_trajectory
 from ..session import Session, run
@@ -110,10 +113,14 @@ class EditRequest:
         check_trajectory(self.model, self.trajectory)
         for carried in self.trajectory.carried:
             carried.check_edit(self.cfg)
+        check_control(self.trajectory, self.control and self.control.control)
         check_proximal(self.model, self.trajectory)
         if self.control is not None:
             require_unet(self.model.model, self.control.name, instead="edit without the control")
             self.control.check_prompts(self.source, self.target, self.negative)
+        if self.moves:
+            prompts = {"target": self.target, "negative": self.negative}
+            check_differentiable(self.model, prompts, self.control.name)
         prompts, pictures = self.prompts, len(self.trajectory.origin)
         if prompts > 1 and pictures not in (1, prompts):
             raise PalimpsestError(
@@ -123,6 +130,26 @@ class EditRequest:
         if self.mask is not None:
             origin = self.trajectory.origin
             check_mask_fits(self.mask, self.model, origin, max(prompts, pictures))
+
+    @property
+    def moves(self) -> bool:
+        """Whether the control moves the latent, for which gradients flow through the model."""
+        return self.control is not None and isinstance(self.control.control, Moving)
+
+    @property
+    def running(self) -> ModelPatcher:
+        """The model that runs: where gradients flow, a clone that lets them."""
+        return trainable(self.model, self.control.name) if self.moves else self.model
+
+    @contextmanager
+    def walking(self, session: Session) -> Iterator[Session]:
+        """Within it the edit may be made with the session, and its steps taken."""
+        if not self.moves:
+            yield session
+            return
+        name, instead = self.control.name, "edit without the control"
+        with gradients(session, name, instead=instead) as learning:
+            yield learning
 
     @property
     def prompts(self) -> int:
@@ -135,7 +162,7 @@ class EditRequest:
 
     def guider(self) -> BranchGuider:
         """A guider with both pairs of conditionings."""
-        return self.fill(BranchGuider(self.model))
+        return self.fill(BranchGuider(self.running))
 
     def fill(self, guider: BranchGuider) -> BranchGuider:
         """Give a guider the conditionings and the guidance scale."""
@@ -176,17 +203,26 @@ class Lent:
         """Guidance scale of the edit."""
         return self.request.cfg
 
+    @property
+    def heads(self) -> Sequence[int]:
+        """Attention heads of every transformer block."""
+        return heads_of(self.session.guider.inner_model.diffusion_model)
+
     def denoiser(self, asked: Asked) -> Denoiser:
         """The guided denoiser of a branch."""
         conds = self._conds(asked)
         if asked.negative is not None:
             conds = self.session.with_negative(conds, asked.negative)
         return self._under(asked).denoiser(
-            conds, asked.hooks, guidance=asked.guidance, mix=asked.mix
+            conds,
+            asked.hooks,
+            guidance=asked.guidance,
+            mix=asked.mix,
+            conditional=asked.conditional,
         )
 
     def recorder(self, asked: Asked, roles: Sequence[Role]) -> Denoiser:
-        """Some rows of a branch alone."""
+        """Some rows of a branch alone; within `EditRequest.walking` gradients flow through them."""
         conds = self._conds(asked)
         if asked.negative is None or "uncond" not in roles:
             return self._under(asked).recorder(conds, asked.hooks, roles=roles)
@@ -241,8 +277,9 @@ def edit(request: EditRequest) -> tuple[Tensor, Tensor | None, Spent]:
     coordinates = coordinates_of(request.model, "Edit")
 
     def algorithm(session: Session) -> tuple[Tensor, Tensor | None]:
-        whole = request.start(session)
-        edited = whole.run(session.on_step, start=request.first(whole.trajectory.start))
+        with request.walking(session) as walking:
+            whole = request.start(walking)
+            edited = whole.run(session.on_step, start=request.first(whole.trajectory.start))
         chain = whole.trajectory
         kept = comfy.model_management.intermediate_device()
         restored = [
