@@ -22,6 +22,7 @@ from ..pipelines.attention.bank import Control
 from ..pipelines.attention.features import FeatureRecorder
 from ..pipelines.attention.local_blend import LocalBlend, blend_columns
 from ..pipelines.attention.masactrl import MasaCtrl
+from ..pipelines.attention.pix2pix_zero import Pix2PixZero
 from ..pipelines.attention.plug_and_play import PlugAndPlay
 from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
 from ..pipelines.attention.stack import stacked
@@ -122,18 +123,19 @@ def null_text(picture: Inverted, *, inner_steps: int) -> int:
     return whole(replace(picture, trajectory=trajectory, rows=rows.rows), DIRECT_INVERSION)
 
 
-def under(picture: Inverted, *, control: Control, source: str = "") -> int:
+def under(picture: Inverted, *, control: Control, source: str = "", negative: str = "") -> int:
     """Rows of an inversion and its first edit under a control.
 
     Args:
         picture: Inverted.
         control: The control.
-        source: The prompt of the source row; published is the empty one.
+        source: The prompt of the source row; published is mostly the empty one.
+        negative: The other end of the guidance.
     """
-    source, target, empty = map(picture.folder.prompt, (source, TARGET, ""))
+    source, target, below = map(picture.folder.prompt, (source, TARGET, negative))
     rows = RowCount()
     picture.folder.unet.edit(
-        picture.trajectory, source, target, empty, control=control, rows=rows
+        picture.trajectory, source, target, below, control=control, rows=rows
     ).run()
     return picture.rows + rows.rows
 
@@ -262,6 +264,19 @@ ENTRIES = (
         partial(under, control=MasaCtrl(), source=SOURCE),
     ),
     Entry("Direct Inversion + Plug-and-Play", 250, 190, partial(under, control=PlugAndPlay())),
+    # Forward; 100 rows go backwards besides, there and here.
+    Entry(
+        "Direct Inversion + pix2pix-zero",
+        350,
+        300,
+        partial(under, control=Pix2PixZero(), source=SOURCE, negative=SOURCE),
+    ),
+    Entry(
+        "Direct Inversion + pix2pix-zero, another negative prompt",
+        350,
+        350,
+        partial(under, control=Pix2PixZero(), source=SOURCE),
+    ),
     # The design allows 480; at the lowest stage guidance is 1 and its unconditional row not run.
     Entry("SDE-Drag, one drag step (n 200, t0 0.6)", 480, 479, partial(drag_step, cfg=3.0)),
     Entry("SDE-Drag, one drag step, at guidance 1", 480, 240, partial(drag_step, cfg=1.0)),

@@ -235,7 +235,7 @@ WIRES: dict[str, Wire] = {
         "a trajectory from an Invert node", _is_a(Chain), f"invert the picture again, {_PRECISION}"
     ),
     Control.io_type: Wire(
-        "a control from Prompt-to-Prompt, MasaCtrl or Plug-and-Play",
+        "a control from Prompt-to-Prompt, MasaCtrl, Plug-and-Play or pix2pix-zero",
         _is_a(BoundControl),
         "a weight in its prompts is no number or too large, such as (word:inf); mend the prompt",
     ),

@@ -72,6 +72,7 @@ def ddim(
     convention: Convention = "destination",
     refinement: int = 0,
     solve: Solver = fixed_point,
+    regularise: Callable[[Tensor], Tensor] | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Invert an image by DDIM.
@@ -86,21 +87,29 @@ def ddim(
         refinement: Further evaluations per step that solve the implicit equation; 0 is plain
             DDIM inversion.
         solve: How these iterate.
+        regularise: What becomes of every predicted noise [B, C, ...] before it is used; with a
+            refinement of 0 only. None leaves it.
         on_step: Progress callback.
 
     Returns:
         [N+1, B, C, ...] the latents visited, `x0` first.
 
     Raises:
-        PalimpsestError: If the levels do not rise, or the latents stop being finite.
+        PalimpsestError: If the levels do not rise, the latents stop being finite, or noise shall be
+            both regularised and refined.
     """
     check_rising(sigmas)
+    if regularise is not None and refinement:
+        raise PalimpsestError(
+            f"The refinement is {refinement}, which seeks the exact way back, and noise "
+            "regularisation leaves it: set the refinement to 0, or the regularisation off."
+        )
     latents = [x0]
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x = latents[-1]
-        leap = _step_up(denoise, x, sigma, sigma_next)
+        leap = _step_up(denoise, x, sigma, sigma_next, regularise)
         if convention == "current" and sigma > 0:
-            noise = noise_of(x, denoise(x, sigma), sigma)
+            noise = _predicted(denoise, x, sigma, regularise)
             guess, left = x + (sigma_next - sigma) * noise, refinement
         else:
             guess, left = x * (scale(sigma) / scale(sigma_next)), refinement + 1
@@ -118,14 +127,27 @@ def ddim(
 
 
 def _step_up(
-    denoise: Denoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor
+    denoise: Denoiser,
+    x: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    regularise: Callable[[Tensor], Tensor] | None,
 ) -> Callable[[Tensor], Tensor]:
     """The map whose fixed point is the latent from which a step down returns to `x`."""
 
     def leap(x_next: Tensor) -> Tensor:
-        return x + (sigma_next - sigma) * noise_of(x_next, denoise(x_next, sigma_next), sigma_next)
+        noise = _predicted(denoise, x_next, sigma_next, regularise)
+        return x + (sigma_next - sigma) * noise
 
     return leap
+
+
+def _predicted(
+    denoise: Denoiser, x: Tensor, sigma: Tensor, regularise: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """The noise of a latent, as an inversion uses it."""
+    noise = noise_of(x, denoise(x, sigma), sigma)
+    return noise if regularise is None else regularise(noise)
 
 
 def markov(x0: Tensor, sigmas: Tensor, draw: Draw) -> Tensor:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
-from .attention.bank import Bank, Control, over_one_row, source_roles
+from .attention.bank import Bank, Control, Moving, over_one_row, source_roles
 from .attention.watch import WatchingControl
 from .correction import DIRECT_INVERSION, Correction, correction_along
 from .denoiser import constant
 from .editing import Branches, Edit, Editing
+from .errors import PalimpsestError
 from .kept_region import outside
 from .lending import Asked, Lender
-from .rows import Traced
+from .rows import Guess, Traced
 from .trajectory import Trajectory
 
 
@@ -41,6 +43,7 @@ def edit_along(
     """
     for carried in trajectory.carried:
         carried.check_edit(lender.cfg)
+    check_control(trajectory, control)
     correction = correction_along(trajectory, correction)
     bank = _bank(trajectory, lender, control, correction)
     for carried in trajectory.carried:
@@ -50,13 +53,28 @@ def edit_along(
     after = tuple(after for carried in trajectory.carried for after in carried.afters())
     return Edit(
         trajectory,
-        _branches(trajectory, lender, bank),
+        _branches(trajectory, lender, bank, control),
         correction=correction,
         eta=trajectory.recipe.eta,
         bank=bank,
         keep_source=keep_source,
         after=(*after, *(bank.watches if bank else ()), *outside(mask, trajectory)),
     )
+
+
+def check_control(trajectory: Trajectory, control: Control | None) -> None:
+    """Refuse a control that an edit along the trajectory could not follow.
+
+    Raises:
+        PalimpsestError: In one sentence.
+    """
+    loops = [carried.own_loop for carried in trajectory.carried if carried.own_loop]
+    if loops and isinstance(control, Moving):
+        raise PalimpsestError(
+            f"The trajectory is {loops[0]} a control that moves the latent before every step "
+            "(pix2pix-zero) cannot follow: take the trajectory of another Invert node, or another "
+            "control."
+        )
 
 
 def _bank(
@@ -85,7 +103,9 @@ def _asked(trajectory: Trajectory) -> tuple[Asked, Asked]:
     return source, target
 
 
-def _branches(trajectory: Trajectory, lender: Lender, bank: Bank | None) -> Branches:
+def _branches(
+    trajectory: Trajectory, lender: Lender, bank: Bank | None, control: Control | None
+) -> Branches:
     """The denoisers, under what the trajectory carries."""
     source, target = _asked(trajectory)
     if bank is None:
@@ -100,13 +120,26 @@ def _branches(trajectory: Trajectory, lender: Lender, bank: Bank | None) -> Bran
         replace(source, hooks=bank.recording),
         replace(target, hooks=bank.injecting),
     )
+    stepping = None
+    if isinstance(control, Moving):
+        stepping = control.mover(bank, lender, target, partial(_guesses, trajectory, lender))
     return Branches(
         lender.denoiser(edited),
         lender.denoiser(recorded),
         record=lender.recorder(recorded, source_roles(bank.control)),
         unedited=lender.denoiser(target),
         traced=_traced(trajectory, lender, edited),
+        stepping=stepping,
     )
+
+
+def _guesses(trajectory: Trajectory, lender: Lender, target: Asked) -> Traced:
+    """The target's denoiser, with all that it has to say."""
+    traced = _traced(trajectory, lender, target)
+    if traced is not None:
+        return traced
+    denoise = lender.denoiser(target)
+    return lambda x, sigma: Guess(denoise(x, sigma))
 
 
 def _traced(trajectory: Trajectory, lender: Lender, target: Asked) -> Traced | None:

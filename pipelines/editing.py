@@ -26,8 +26,8 @@ Of the source it needs denoise_src(x_src) alone, which the chain fixes before th
 The residual may also be that of the target's own denoiser, unedited, along the chain (the paper's
 "add target"): R is then what denoise_tgt does not explain of x_src.
 
-A step is the equation. What happens before it (a step on x itself) and after it (a mask, a pull
-towards the chain, a blend) is handed in.
+A step is the equation. Who moves x before it (`rows.Stepping`) and what happens after it (a mask, a
+pull towards the chain, a blend) is handed in.
 
 A second-order step puts for D the line through the last two denoised guesses, taken at the middle
 of the step in log sigma (DPM-Solver++ 2M, with or without noise):
@@ -46,7 +46,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,7 +62,7 @@ from .denoiser import Denoiser
 from .errors import PalimpsestError
 from .finite import check_finite
 from .noise import Draw
-from .rows import After, Guess, Rows, Traced
+from .rows import After, Guess, Rows, Stepping, Traced
 from .schedule import Moment, Step, moment_at, step_down
 from .trajectory import Trajectory
 
@@ -84,6 +84,7 @@ class Branches:
         unedited: The target's without a control; run along the chain where the residual of the
             target is added. `target` itself if None.
         traced: As `target`, and says where guidance changed anything: asked in its place.
+        stepping: Moves the target before it denoises it: asked in the place of both.
     """
 
     target: Denoiser
@@ -91,6 +92,7 @@ class Branches:
     record: Denoiser | None = None
     unedited: Denoiser | None = None
     traced: Traced | None = None
+    stepping: Stepping | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,6 @@ class Edit:
         keep_source: Follow a drifting source row to the end although nothing reads it.
         draw: Fresh noise for the target where eta is above 0 and nothing of R is added to it.
         order: 1, or 2 for second-order steps of a target that takes nothing of R.
-        before: Moves the target before a step; None leaves it.
         after: What happens to the rows after every step, in order.
     """
 
@@ -118,7 +119,6 @@ class Edit:
     keep_source: bool = False
     draw: Draw | None = None
     order: Literal[1, 2] = 1
-    before: Callable[[Tensor, Moment], Tensor] | None = None
     after: tuple[After, ...] = ()
 
     def __post_init__(self) -> None:
@@ -167,11 +167,10 @@ class Edit:
         if self._untouched(rows.target, chain):
             return Rows(chain_next, chain_next, Guess(trajectory.latents[0]))
         step = step_down(at.sigma, trajectory.sigmas[level - 1], self.eta)
-        x = rows.target if self.before is None else self.before(rows.target, at)
         with self._recorded(at):
             d_source = self._denoise_source(rows.source, at)
             d_chain = self._denoise_chain(chain, at, d_source)
-            guess = self._denoise_target(x, at)
+            x, guess = self._denoise_target(rows.target, at)
         used = self._extrapolated(level, guess, rows.guess)
         x_next = _target_step(x, used, chain, chain_next, d_chain, step, self.correction)
         if self.draw is not None and step.sigma_up and not self.correction.target_strength:
@@ -210,10 +209,14 @@ class Edit:
         kept = self.trajectory.denoised
         return d_source if kept is None else kept[at.steps - at.step - 1]
 
-    def _denoise_target(self, x: Tensor, at: Moment) -> Guess:
-        if self.branches.traced is not None:
-            return self.branches.traced(x, at.sigma)
-        return Guess(self.branches.target(x, at.sigma))
+    def _denoise_target(self, x: Tensor, at: Moment) -> tuple[Tensor, Guess]:
+        """Where the target goes on from, and the guess there."""
+        branches = self.branches
+        if branches.stepping is not None:
+            return branches.stepping(x, at)
+        if branches.traced is not None:
+            return x, branches.traced(x, at.sigma)
+        return x, Guess(branches.target(x, at.sigma))
 
     def _untouched(self, x: Tensor, chain: Tensor) -> bool:
         """Whether both rows are the chain under one denoiser: their difference is zero then."""
@@ -222,7 +225,7 @@ class Edit:
         else:
             same = self.branches.target is self.branches.source
         added = self.bank is None and self.correction.target_strength == 1
-        return same and added and self.before is None and torch.equal(x, chain)
+        return same and added and torch.equal(x, chain)
 
     def _extrapolated(self, level: int, guess: Guess, last: Guess | None) -> Tensor:
         """The D' of a second-order step from `level`; D itself where the step is of order 1."""

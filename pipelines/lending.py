@@ -41,6 +41,9 @@ class Asked:
         values: Gives the mapping of cross-attention's values at a level; None leaves them alone.
         mix: Guides in the place of the plain sum; None takes that.
         hooks: Who sees the network from inside.
+        conditional: [B, C, ...] what the conditional row is shown in the place of x; its noise is
+            taken over to x. None shows it x.
+        gradients: Whether they flow from what the hooks see to x; of a recorder.
     """
 
     prompt: Whose
@@ -49,6 +52,8 @@ class Asked:
     values: ValuesAt | None = None
     mix: Mix | None = None
     hooks: Hooks = NO_HOOKS
+    conditional: Tensor | None = None
+    gradients: bool = False
 
 
 class Lender(Protocol):

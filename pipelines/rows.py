@@ -26,6 +26,19 @@ class Guess(NamedTuple):
 Traced = Callable[[Tensor, Tensor], Guess]
 
 
+class Stepping(Protocol):
+    """A target that is moved before it is denoised."""
+
+    def __call__(self, x: Tensor, at: Moment) -> tuple[Tensor, Guess]:
+        """Where the step goes on from, and the guess there.
+
+        Args:
+            x: [B, C, ...] the target at the level of the step.
+            at: The step.
+        """
+        ...
+
+
 class Rows(NamedTuple):
     """Both rows of an edit between two steps.
 

@@ -35,6 +35,7 @@ class Recipe:
         source_cfg: Guidance of the source row in an edit; None guides it as the target is.
         noise_scale: Of a rectified-flow model, whose host names levels by flow time; None for
             models whose host names them by sigma.
+        regularised: Whether the inversion drew its noise towards white noise.
         latent_slope: Per channel, the host's own latents over ours; empty where they are the same.
         latent_offset: Per channel, what the host's own latents have added to that.
     """
@@ -51,6 +52,7 @@ class Recipe:
     source_key: str = ""
     source_cfg: float | None = None
     noise_scale: float | None = None
+    regularised: bool = False
     latent_slope: tuple[float, ...] = ()
     latent_offset: tuple[float, ...] = ()
 

@@ -14,12 +14,14 @@ References:
     Mokady et al. 2022, Null-text Inversion, arXiv:2211.09794
     Miyake et al. 2023, Negative-prompt Inversion, arXiv:2305.16807
     Han et al. 2023, Proximal Guidance, arXiv:2306.05414
+    Parmar et al. 2023, Zero-shot Image-to-Image Translation, arXiv:2302.03027
 """
 
 import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -329,6 +331,28 @@ class Features(Editor):
         return block.conv2.register_forward_hook(inject)
 
 
+class Compared(Editor):
+    """pix2pix-zero's editor: keeps one call's cross-attention maps, compares those of others.
+
+    Attributes:
+        kept: [rows, heads, pixels, tokens] of every layer; None where the next call is to be kept.
+        loss: Of the call that was compared last.
+    """
+
+    kept = None
+
+    def begin(self, kept):
+        self.kept, self.seen, self.loss = kept, [], 0
+
+    def __call__(self, maps, cross):
+        if cross:
+            if self.kept is not None:
+                apart = (maps - self.kept[len(self.seen)]).flatten(0, 1)
+                self.loss = self.loss + apart.square().sum((1, 2)).mean()
+            self.seen.append(maps)
+        return maps
+
+
 def positions(text, wanted):
     """Token positions of every word that `wanted(index, word)` picks."""
     position, found = 1, []
@@ -634,6 +658,96 @@ def featured(run, shown):
     return {"final": target, "inverted_x": shown.flatten(0, 1), "neg_emb": negative}
 
 
+def run_pix2pix_zero(run):
+    """As released: levels that are not those of the grid, the residual in the target as well."""
+    return moved(run, corrected=True)
+
+
+def run_drifting_pix2pix_zero(run):
+    return moved(run, corrected=False)
+
+
+def moved(run, corrected):
+    """The edit whose latent follows the slope of its maps, and proof that this matters."""
+    settings, finals = run.settings, []
+    chain, rolls = regularised_chain(run)
+    source, target = (encode(settings[key])[2].double() for key in ("prompt_src", "prompt_tar"))
+    for rate in (settings["xa_guidance"], 0.0):
+        nfe = json.loads(json.dumps(run.nfe))
+        recon, final = walk_both(run, chain, (source, target), rate, corrected)
+        finals.append(final)
+        run.nfe = nfe if rate == 0 else run.nfe
+    share = float((finals[0] - finals[1]).norm() / finals[0].norm())
+    if share < 0.05:
+        raise SystemExit(f"The control changes {share:.1%} of the edit: it would test nothing.")
+    settings["control_changes"] = round(share, 4)
+    own = {"recon": recon, "final": finals[0], "edit_dir": target - source}
+    return own | {"rolls": torch.tensor(rolls)}
+
+
+def walk_both(run, chain, embeddings, rate, corrected):
+    """Ends of the source under its own prompt and of the target beside it."""
+    editor, scale = Compared(), run.settings["guidance_scale"]
+    watch(run.unet, editor)
+    below = z = chain[-1]
+    for i, t in enumerate(run.settings["timesteps"]):
+        levels = run.level(t), run.level(run.below(t))
+        editor.begin(None)
+        noise = run.noise(torch.cat([below, below]), t, [embeddings[0]] * 2, "edit").chunk(2)[0]
+        came = run.move(noise, *levels, below)
+        missed = chain[-2 - i] - came if corrected else torch.zeros_like(came)
+        editor.begin(editor.seen)
+        both = torch.cat([z, z]).requires_grad_()
+        with torch.enable_grad():
+            run.noise(both, t, embeddings, "edit")
+            (slope,) = torch.autograd.grad(editor.loss, both)
+        both = both.detach() - rate * slope
+        editor.begin(None)
+        uncond, cond = run.noise(both, t, embeddings, "edit").chunk(2)
+        z = run.move(uncond + scale * (cond - uncond), *levels, both[:1]) + missed
+        below = came + missed
+    return below, z
+
+
+def regularised_chain(run):
+    """The released inversion: labelled one index above its level, its noise drawn towards white."""
+    watch(run.unet, None)
+    settings, chain, rolls = run.settings, [run.x0], []
+    draw = Random(settings["seed"])
+
+    def pairs(e):
+        loss = 0
+        for channel in range(e.shape[1]):
+            coarse = e[:, channel : channel + 1]
+            while True:
+                rolls.append(draw.randrange(coarse.shape[2] // 2))
+                for axis in (2, 3):
+                    loss = loss + (coarse * coarse.roll(rolls[-1], axis)).mean() ** 2
+                if coarse.shape[2] <= 8:
+                    break
+                coarse = torch.nn.functional.avg_pool2d(coarse, 2)
+        return loss
+
+    def normal(e):
+        return e.var() + e.mean() ** 2 - 1 - torch.log(e.var() + 1e-7)
+
+    def slope(loss, e):
+        with torch.enable_grad():
+            e = e.detach().requires_grad_()
+            return torch.autograd.grad(loss(e), e)[0]
+
+    for t in settings["inverse_timesteps"]:
+        noise = run.noise(chain[-1], t, [run.source], "inversion")
+        for _ in range(settings["num_reg_steps"]):
+            for _ in range(settings["num_ac_rolls"]):
+                part = settings["lambda_ac"] / settings["num_ac_rolls"]
+                noise = noise - part * slope(pairs, noise)
+            noise = noise - settings["lambda_kl"] * slope(normal, noise)
+        ends = t - 1, min(t - 1 + 1000 // settings["steps"], 999)
+        chain.append(run.move(noise, *map(run.level, ends), chain[-1]))
+    return torch.stack(chain), rolls
+
+
 def run_negative_prompt(run):
     return edited(run, run.invert()[-1], None)
 
@@ -690,6 +804,17 @@ PNP = {
     "negative_prompt": PROMPTS["flowers"],
     "pnp_attn_t": 0.5,
     "pnp_f_t": 0.8,
+}
+ZERO = {
+    "prompt_tar": PROMPTS["replace"],
+    "steps": 5,
+    "xa_guidance": 0.1,
+    "lambda_ac": 20,
+    "lambda_kl": 20,
+    "num_reg_steps": 5,
+    "num_ac_rolls": 5,
+    "seed": 1234,
+    "inverse_timesteps": None,  # those of the edit, rising
 }
 P2P = "PnPInversion directinversion+p2p"
 NPI = "PnPInversion negative-prompt-inversion"
@@ -813,6 +938,22 @@ CASES = {
             "pnp_f_t": 0.4,
         },
     ),
+    "di_pix2pixzero": (run_pix2pix_zero, (1,), ZERO | {"method": "PnPInversion di_pix2pixzero"}),
+    "ddim_pix2pixzero": (
+        run_drifting_pix2pix_zero,
+        (2,),
+        ZERO
+        | {
+            "method": "PnPInversion ddim_pix2pixzero",
+            "prompt_tar": PROMPTS["longer"],
+            "guidance_scale": 4.0,
+            "xa_guidance": 0.4,
+            "num_reg_steps": 2,
+            "num_ac_rolls": 3,
+            "lambda_ac": 10,
+            "lambda_kl": 40,
+        },
+    ),
     "nti_p2p_replace": (
         run_null_text,
         (1,),
@@ -857,6 +998,8 @@ def settings_of(name):
         settings["prompt_src"] = own.get("prompt_src", PROMPTS["src"])
     steps = settings["steps"]
     settings["timesteps"] = [1 + k * (1000 // steps) for k in reversed(range(steps))]
+    if "inverse_timesteps" in settings:
+        settings["inverse_timesteps"] = settings["timesteps"][::-1]
     settings |= {"steps_offset": 1, "final_alpha_cumprod": float(ALPHAS[0].float())}
     if len(shape) == 1 and loop is not run_inversion:
         settings["x0"] = f"model/latents.safetensors:x0_seed{shape[0]}"
@@ -874,8 +1017,10 @@ def make_case(name, unet):
 
 
 def stored(tensor):
-    """Numbers in float32, masks as bytes."""
-    return tensor.to(torch.uint8 if tensor.dtype == torch.bool else torch.float32)
+    """Fractions in float32, masks as bytes, whole numbers as they are."""
+    if tensor.is_floating_point():
+        return tensor.float()
+    return tensor.byte() if tensor.dtype == torch.bool else tensor
 
 
 def make_text():

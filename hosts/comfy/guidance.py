@@ -180,6 +180,23 @@ def asked_by_core(args: dict[str, Any]) -> list[Tensor]:
     )
 
 
+def conditional_shown(options: dict[str, Any], x: Tensor, other: Tensor) -> dict[str, Any]:
+    """Options in which the prompt's row of core's own call at `x` is shown another latent.
+
+    Its noise is taken over: to whoever guides it looks as if it had been predicted at `x`.
+    """
+    given = options.get("sampler_calc_cond_batch_function", asked_by_core)
+
+    def ask(args: dict[str, Any]) -> list[Tensor]:
+        if args["input"] is not x:
+            return given(args)
+        prompt, *others = args["conds"]
+        (guess, *_) = given(args | {"conds": [prompt, *[None for _ in others]], "input": other})
+        return [guess + (x - other), *given(args | {"conds": [None, *others]})[1:]]
+
+    return options | {"sampler_calc_cond_batch_function": ask}
+
+
 def guided(
     model: Any,
     x: Tensor,

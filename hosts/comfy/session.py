@@ -32,6 +32,7 @@ from .guidance import (
     Conds,
     CondsAt,
     attributed,
+    conditional_shown,
     guided,
     needs_negative_alone,
     negative_alone,
@@ -76,6 +77,7 @@ class Session:
         *,
         guidance: Guidance | None = None,
         mix: Mix | None = None,
+        conditional: Tensor | None = None,
     ) -> Denoiser:
         """A guided denoiser; what other nodes hook into guidance takes effect.
 
@@ -84,6 +86,7 @@ class Session:
             hooks: See the network from inside.
             guidance: Scale of every level; the guider's own cfg if not given.
             mix: Guides in the place of the plain sum.
+            conditional: [B, C, h, w] what the prompt's row is shown in the place of x.
         """
         guider, options = self.guider, self._options()
         if mix is not None:
@@ -102,6 +105,9 @@ class Session:
                     return negative_alone(guider.inner_model, x, level, here, options)
                 if hooks != NO_HOOKS:
                     options = with_own_call(options, x, hooks)
+                if conditional is not None:
+                    other, _ = self._called_with(conditional, sigma)
+                    options = conditional_shown(options, x, other)
                 return guided(guider.inner_model, x, level, here, cfg, options, seed)
 
             executor = WrapperExecutor.new_class_executor(predict, guider, wrappers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,10 +27,11 @@ from ...pipelines.edit_along import edit_along
 from ...pipelines.editing import Editing
 from ...pipelines.errors import PalimpsestError
 from ...pipelines.inversion.method import Inversion
-from ...pipelines.lending import Asked, Mix
-from ...pipelines.schedule import VP, Scale, ddim_timesteps, sigma_from_alpha, vp_scale
+from ...pipelines.lending import Mix
+from ...pipelines.schedule import VP, ddim_timesteps, sigma_from_alpha, vp_scale
 from ...pipelines.trajectory import Recipe, Trajectory
 from .attention import hooked
+from .lent import Lent
 from .prompt import Prompt, PromptAt, Prompts, conditions
 
 Prediction = Literal["epsilon", "v_prediction"]
@@ -70,6 +71,7 @@ class DiffusersUNet:
         mix: Mix | None = None,
         rows: RowCount | None = None,
         gradients: bool = False,
+        conditional: Tensor | None = None,
     ) -> Denoiser:
         """The posterior mean under a prompt.
 
@@ -82,6 +84,8 @@ class DiffusersUNet:
             mix: Guides in the place of the plain sum.
             rows: Counts the rows spent.
             gradients: Whether they flow to the prompts.
+            conditional: [B, C, h, w] what the prompt's row is shown in the place of x; its noise is
+                taken over to x.
         """
         guidance = constant(cfg) if isinstance(cfg, int | float) else cfg
         if negative is None and cfg != 1:
@@ -95,7 +99,14 @@ class DiffusersUNet:
             prompts = {"uncond": negative, "cond": positive} if guided else {"cond": positive}
             if guided and hooks == NO_HOOKS and bool(torch.as_tensor(scale == 0).all()):
                 del prompts["cond"]  # no one reads the conditional row
-            means = self._means(prompts, x, sigma, hooks, rows)
+            if conditional is None:
+                means = self._means(prompts, x, sigma, hooks, rows)
+            else:
+                shown = {role: conditional if role == "cond" else x for role in prompts}
+                means = [
+                    self._means({role: prompts[role]}, z, sigma, hooks, rows)[0] + (x - z)
+                    for role, z in shown.items()
+                ]
             if len(means) == 1:
                 return means[0]
             return mix(means[1], means[0], scale, sigma) if mix else guide(*means[::-1], scale)
@@ -108,6 +119,7 @@ class DiffusersUNet:
         *,
         hooks: Hooks = NO_HOOKS,
         rows: RowCount | None = None,
+        gradients: bool = False,
     ) -> Denoiser:
         """Rows of the guidance without its sum, for what hooks see in them.
 
@@ -115,9 +127,10 @@ class DiffusersUNet:
             prompts: What each row is shown; the denoised guess is that of the last.
             hooks: See the network from inside.
             rows: Counts the rows spent.
+            gradients: Whether they flow from what the hooks see to x.
         """
 
-        @torch.no_grad()
+        @(torch.enable_grad if gradients else torch.no_grad)()
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             return self._means(prompts, x, sigma, hooks, rows)[-1]
 
@@ -165,6 +178,7 @@ class DiffusersUNet:
         *,
         convention: Convention = "destination",
         refinement: int = 0,
+        regularise: Callable[[Tensor], Tensor] | None = None,
         recorder: FeatureRecorder | None = None,
         rows: RowCount | None = None,
     ) -> Trajectory:
@@ -176,6 +190,7 @@ class DiffusersUNet:
             sigmas: [N+1] rising noise levels.
             convention: See `couplings.ddim`.
             refinement: See `couplings.ddim`.
+            regularise: See `couplings.ddim`.
             recorder: Keeps the source's features for later edits; with convention "current".
             rows: Counts the rows spent.
         """
@@ -183,11 +198,18 @@ class DiffusersUNet:
         denoise = self.denoiser(prompt, hooks=recorder.hooks if recorder else NO_HOOKS, rows=spent)
         denoise = recorder.watch(denoise) if recorder else denoise
         latents = ddim(
-            denoise, x0, sigmas, scale=vp_scale, convention=convention, refinement=refinement
+            denoise,
+            x0,
+            sigmas,
+            scale=vp_scale,
+            convention=convention,
+            refinement=refinement,
+            regularise=regularise,
         )
         if rows is not None:
             rows.add(spent.rows)
-        recipe = Recipe("ddim", convention, refinement, rows=spent.rows)
+        regularised = regularise is not None
+        recipe = Recipe("ddim", convention, refinement, rows=spent.rows, regularised=regularised)
         kept = recorder.result(prompt.key) if recorder else None
         return Trajectory(latents, sigmas, x0, recipe, features=kept)
 
@@ -257,40 +279,3 @@ class DiffusersUNet:
             rows.add(spent.rows)
         recipe = replace(made.recipe, cfg=cfg, rows=spent.rows)
         return Trajectory(made.latents, sigmas, x0, recipe, made.denoised, made.image, made.carried)
-
-
-@dataclass(frozen=True, eq=False)
-class Lent:
-    """A UNet and the prompts of an edit, as a `lending.Lender`."""
-
-    unet: DiffusersUNet
-    prompts: Prompts
-    cfg: float
-    rows: RowCount | None
-    scale: Scale = vp_scale
-
-    def denoiser(self, asked: Asked) -> Denoiser:
-        """The guided denoiser of a branch."""
-        positive, negative = self.prompts.of(asked), self.prompts.below(asked)
-        cfg = self.cfg if asked.guidance is None else asked.guidance
-        return self.unet.denoiser(
-            positive, negative, cfg=cfg, hooks=asked.hooks, mix=asked.mix, rows=self.rows
-        )
-
-    def recorder(self, asked: Asked, roles: Sequence[Role]) -> Denoiser:
-        """Some rows of a branch alone."""
-        every = {"cond": self.prompts.of(asked), "uncond": self.prompts.below(asked)}
-        wanted = {role: every[role] for role in roles}
-        return self.unet.rows_of(wanted, hooks=asked.hooks, rows=self.rows)
-
-    def one_row(self, asked: Asked) -> bool:
-        """Whether the prompt of a branch is the negative prompt."""
-        return self.prompts.one_row(asked)
-
-    def key(self, asked: Asked) -> str:
-        """What tells the guided prediction of a branch from others; "" where nothing does."""
-        return self.prompts.key(asked, self.cfg)
-
-    def features_key(self) -> str:
-        """What the source's features depend on besides the chain."""
-        return self.prompts.source.key

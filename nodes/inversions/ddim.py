@@ -1,9 +1,12 @@
 """Nodes that turn a picture into the noise it came from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ...hosts.comfy.edits.bound import BoundControl
 from ...hosts.comfy.inversions.ddim import invert_ddim
@@ -13,6 +16,7 @@ from ...pipelines.attention.bank import FeatureControl
 from ...pipelines.attention.features import FeatureRecorder
 from ...pipelines.couplings import Convention
 from ...pipelines.errors import PalimpsestError
+from ...pipelines.inversion.noise_regularisation import NoiseRegularisation, shifts_of
 from ...pipelines.solvers import averaged, fixed_point
 from ..border import Node
 from ..inputs import taken
@@ -78,6 +82,26 @@ CONTROL = Control.Input(
     optional=True,
     tooltip="The one that Edit will use; only read to keep source features.",
 )
+REGULARISATION = io.Int.Input(
+    "regularisation",
+    default=0,
+    min=0,
+    max=100,
+    optional=True,
+    tooltip="Rounds that draw every predicted noise towards white noise, as pix2pix-zero does: 5 "
+    "is published, 0 is off. Costs no model call. Needs a refinement of 0.",
+    advanced=True,
+)
+REGULARISATION_SEED = io.Int.Input(
+    "regularisation_seed",
+    default=0,
+    min=0,
+    max=0xFFFFFFFFFFFFFFFF,
+    optional=True,
+    tooltip="Of the rolls by which the regularisation compares neighbours: the same seed gives the "
+    "same bits. Read with a regularisation of 1 or more.",
+    advanced=True,
+)
 
 
 class InvertDDIM(Node):
@@ -111,6 +135,8 @@ class InvertDDIM(Node):
                 SOURCE_FEATURES,
                 FEATURE_BUDGET,
                 CONTROL,
+                REGULARISATION,
+                REGULARISATION_SEED,
             ],
         )
 
@@ -121,6 +147,8 @@ class InvertDDIM(Node):
         convention: Convention,
         refinement: int,
         averaging: bool = False,
+        regularisation: int = 0,
+        regularisation_seed: int = 0,
         **wires: Any,
     ) -> io.NodeOutput:
         features, asked = taken(SourceFeatures, wires), Asked(**wires)
@@ -131,9 +159,17 @@ class InvertDDIM(Node):
             convention=convention,
             refinement=refinement,
             solve=averaged if averaging else fixed_point,
+            regularise=_regularise(regularisation, regularisation_seed),
             recorder=recorder,
         )
         return asked.inverted(*made, features.told(recorder))
+
+
+def _regularise(rounds: int, seed: int) -> Callable[[Tensor], Tensor] | None:
+    """What becomes of every predicted noise; None leaves it."""
+    if not rounds:
+        return None
+    return partial(NoiseRegularisation(rounds), shift=shifts_of(seed))
 
 
 @dataclass(frozen=True, eq=False)

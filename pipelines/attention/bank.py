@@ -10,10 +10,10 @@ whose queries, keys and values come from either row; of a residual block it is a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -22,6 +22,10 @@ from ..errors import PalimpsestError
 from ..schedule import Moment
 from .hooks import QKV, ROLES, Hooks, Kind, Role, Site
 from .watch import Watch, bounds, within
+
+if TYPE_CHECKING:
+    from ..lending import Asked, Lender
+    from ..rows import Stepping, Traced
 
 
 class Control(Protocol):
@@ -64,6 +68,24 @@ class FeatureControl(Protocol):
 
     def feature(self, own: Tensor, source: Tensor, site: Site, at: Moment) -> Tensor:
         """What a residual block of the target adds, given what it added in the source."""
+        ...
+
+
+@runtime_checkable
+class Moving(Protocol):
+    """What a control has besides, where it moves the target's latent before every step."""
+
+    def mover(
+        self, bank: Bank, lender: Lender, target: Asked, guesses: Callable[[Asked], Traced]
+    ) -> Stepping:
+        """What moves the target and denoises it.
+
+        Args:
+            bank: Holds what the source's row left in a step.
+            lender: Lends denoisers, of which those with `gradients` can be differentiated.
+            target: What the target is denoised under.
+            guesses: Makes the target's denoiser of what it is asked under.
+        """
         ...
 
 
@@ -215,8 +237,7 @@ class Bank:
         """The controlled attention of the target rows, or None where the control is idle."""
         if self.control.source_role(site.role) is None:
             return None
-        stored = self._read(site)
-        source = stored and QKV(*(_match_rows(tensor, qkv.q) for tensor in stored))
+        source = self.source_of(site, qkv)
 
         def attended(values: Tensor) -> tuple[QKV, ...]:
             shown = qkv._replace(v=values)
@@ -225,6 +246,11 @@ class Bank:
         for watch in self.watches:
             watch.see(qkv, source, attended, site, self.at)
         return self.control.terms(qkv, source, site, self.at)
+
+    def source_of(self, site: Site, own: QKV) -> QKV | None:
+        """What the source left for the target's rows `own`; None where the control is idle."""
+        stored = self._read(site)
+        return stored and QKV(*(_match_rows(tensor, own.q) for tensor in stored))
 
     def inject_feature(self, site: Site, feature: Tensor) -> Tensor | None:
         """What a residual block of the target adds, or None where the control is idle."""

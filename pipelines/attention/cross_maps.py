@@ -72,11 +72,12 @@ def paired(seen: list[Tensor], wanted: list[Tensor]) -> Iterator[tuple[Tensor, T
 
 
 def attention_map(qkv: QKV, heads: int) -> Tensor:
-    """[B, heads, P, S] float32 attention of every query to every key.
+    """[B, heads, P, S] attention of every query to every key, in float32 at least.
 
     Args:
         qkv: [B, P, C] queries and [B, S, C] keys, heads side by side in C.
         heads: How many.
     """
-    q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2).float() for t in (qkv.q, qkv.k))
+    precision = torch.promote_types(qkv.q.dtype, torch.float32)
+    q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2).to(precision) for t in (qkv.q, qkv.k))
     return torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), dim=-1)

@@ -62,6 +62,7 @@ RESULTS = {
     "masactrl": dict.fromkeys(["prompt", "control"], "a dotted yellow star on a wooden floor"),
     "attention_maps": {"edit": "a red triangle on a wooden floor"},
     "local_blend": dict.fromkeys(["prompt", "control"], "a red triangle on a wooden floor"),
+    "pix2pix_zero": dict.fromkeys(["prompt", "control"], "a red cross on grass"),
     "edit_friendly": dict.fromkeys(["first", "second"], "a red star on grass"),
     "cyclediffusion": {"first": "a red star on grass", "second": "a red circle on grass"},
     "null_text": {"edit": "a blue heart on grass"},

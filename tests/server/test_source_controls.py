@@ -1,4 +1,4 @@
-"""MasaCtrl and Plug-and-Play in a real server, on the embedded model."""
+"""MasaCtrl, Plug-and-Play and pix2pix-zero in a real server, on the embedded model."""
 
 from palimpsest.tests.server.graphs import Editing, relative, saved, told
 
@@ -67,3 +67,37 @@ def test_features_of_the_inversion_serve_it_where_the_source_is_the_negative(ser
     rows = [int(told(entry, node).split()[0]) for node in edits]
     assert rows == [2 * STEPS + STEPS - 1, 2 * STEPS]
     assert relative(*latents) < 1e-5
+
+
+def test_pix2pix_zero_runs_the_rows_that_it_moves(server):
+    graph = Controlled()
+    words = {"source": graph.scene[2], "target": graph.scene[3], "xa_guidance": 2.0}
+    zero = graph.add("PalimpsestPix2PixZero", clip=graph.model[1], **words)
+    usual = {"source": zero[1], "target": zero[2]}
+    whiter = graph.inverted.inputs | {"regularisation": 2, "regularisation_seed": 1}
+    regularised = graph.add("PalimpsestInvertDDIM", **whiter)
+    published = usual | {"control": zero[0], "negative": zero[1]}
+    edits = {
+        "free": graph.along(**usual, control=None),
+        "published": graph.along(**published),
+        "regularised": graph.along(**published, trajectory=regularised[0]),
+        "other": graph.along(**usual, control=zero[0]),
+        "masked": graph.along(**published, mask=graph.scene[1]),
+    }
+    files = {name: graph.save(node[0], f"zero/{name}") for name, node in edits.items()}
+    origin = graph.save(graph.encoded[0], "zero/origin")
+    entry = server.run(graph)
+    latents = {name: saved(server, entry, node) for name, node in files.items()}
+    rows = {name: int(told(entry, node).split()[0]) for name, node in edits.items()}
+    moved = STEPS * (1 + 2 + 2)
+    assert rows == {
+        "free": 2 * STEPS,
+        "published": moved,
+        "regularised": moved,
+        "other": moved + STEPS,
+        "masked": moved,
+    }
+    assert relative(latents["other"], latents["free"]) > 0.01
+    assert relative(latents["regularised"], latents["published"]) > 0.01
+    kept = latents["masked"] == saved(server, entry, origin)
+    assert 0.1 < float(kept.double().mean()) < 0.9

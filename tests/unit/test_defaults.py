@@ -53,6 +53,14 @@ DEFAULTS = {
         "layers": (0.5, 1.0),
         "block": 0.64,
     },
+    # pix2pix-zero and its noise regularisation as published.
+    "attention.pix2pix_zero.Pix2PixZero": {"xa_guidance": 0.1},
+    "inversion.noise_regularisation.NoiseRegularisation": {
+        "rounds": 5,
+        "pair_steps": 5,
+        "pair_weight": 20.0,
+        "normal_weight": 20.0,
+    },
     # SDE-Drag: the published brush, and two cells a step.
     "copy_paste.Brush": {"radius": 5, "alpha": 1.1, "beta": 0.3, "full_border": True},
     "drag.plan": {"stride": 2, "early_stop": False, "still": False},
@@ -69,6 +77,8 @@ DEFAULTS = {
     },
     "edit_along.edit_along": {"keep_source": False},
     "editing.Edit": {"eta": 0.0, "keep_source": False, "order": 1, "after": ()},
+    # Gradients flow where a control asks for them.
+    "lending.Asked": {"gradients": False},
     "finite.check_finite": {"what": "edit"},
     # DDIM inversion as published: the level one goes to.
     "couplings.ddim": {"convention": "destination", "refinement": 0},
@@ -122,6 +132,7 @@ DEFAULTS = {
         "seconds": 0.0,
         "eta": 0.0,
         "source_key": "",
+        "regularised": False,
         "latent_slope": (),
         "latent_offset": (),
     },

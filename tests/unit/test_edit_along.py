@@ -15,7 +15,7 @@ from palimpsest.pipelines.inversion.negative_embedding import NegativeEmbedding
 from palimpsest.pipelines.inversion.uni_inv import AlignedEdit, uni_inv
 from palimpsest.pipelines.noise import seeded
 from palimpsest.pipelines.proximal import Proximal
-from palimpsest.pipelines.rows import Rows
+from palimpsest.pipelines.rows import Guess, Rows
 from palimpsest.pipelines.schedule import VP, moment_at, sigma_from_t, vp_scale
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
 from palimpsest.tests.unit.analytic import Prompted, distance, geometric, picture
@@ -410,12 +410,13 @@ def branches():
 def test_what_comes_before_a_step_moves_the_target_alone():
     met = []
 
+    chain, model = recorded(), Prompted(TARGET, CFG)
+
     def nudge(x, at):
         met.append((at.step, at.steps, float(at.sigma)))
-        return x + 0.1
+        return x + 0.1, Guess(model(x + 0.1, at.sigma))
 
-    chain, model = recorded(), Prompted(TARGET, CFG)
-    done = Edit(chain, branches(), before=nudge).run()
+    done = Edit(chain, replace(branches(), stepping=nudge)).run()
     x = chain.start
     for level in range(STEPS, 0, -1):
         c = SIGMAS[level - 1] / SIGMAS[level]

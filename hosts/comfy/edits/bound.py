@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ....pipelines.attention.bank import Control, source_roles
+from ....pipelines.attention.bank import Control, Moving, source_roles
 from ....pipelines.attention.prompt_batch import PromptBatch
 from ....pipelines.attention.prompt_to_prompt import PromptToPrompt, chained
 from ....pipelines.attention.stack import parts_of, stacked
@@ -59,6 +59,12 @@ class BoundControl:
         """
         if before is None:
             return self
+        for other in (before, self):
+            if any(isinstance(part, Moving) for part in parts_of(other.control)):
+                raise PalimpsestError(
+                    f"{other.name} moves the latent itself and goes with no other control: connect "
+                    "it to Edit alone."
+                )
         below, control = list(parts_of(before.control)), self.control
         if self.words is not None and before.words is not None:
             _check_goes_on(self, before)

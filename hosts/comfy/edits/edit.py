@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,11 +13,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ....pipelines.attention.bank import Moving
 from ....pipelines.attention.hooks import Role
 from ....pipelines.attention.masked import masks_of, placed
 from ....pipelines.correction import Correction
 from ....pipelines.denoiser import Denoiser
-from ....pipelines.edit_along import edit_along
+from ....pipelines.edit_along import check_control, edit_along
 from ....pipelines.editing import Editing
 from ....pipelines.errors import PalimpsestError
 from ....pipelines.lending import Asked
@@ -28,6 +30,8 @@ from ..cost import Spent
 from ..fingerprint import conditioning_key, features_key, guided_key
 from ..guidance import BranchGuider, Conditioning, Conds
 from ..inversions.proximal import check_proximal
+from ..learning.gradients import gradients, trainable
+from ..learning.training import check_differentiable
 from ..masks import check_mask_fits, latent_mask, pixel_mask
 from ..refusals import check_trajectory
 from ..session import Session, run
@@ -73,10 +77,14 @@ class EditRequest:
         check_trajectory(self.model, self.trajectory)
         for carried in self.trajectory.carried:
             carried.check_edit(self.cfg)
+        check_control(self.trajectory, self.control and self.control.control)
         check_proximal(self.model, self.trajectory)
         if self.control is not None:
             require_unet(self.model.model, self.control.name, instead="edit without the control")
             self.control.check_prompts(self.source, self.target, self.negative)
+        if self.moves:
+            prompts = {"target": self.target, "negative": self.negative}
+            check_differentiable(self.model, prompts, self.control.name)
         prompts, pictures = self.prompts, len(self.trajectory.origin)
         if prompts > 1 and pictures not in (1, prompts):
             raise PalimpsestError(
@@ -93,6 +101,26 @@ class EditRequest:
         return of_control if self.mask is None else (self.mask, *of_control)
 
     @property
+    def moves(self) -> bool:
+        """Whether the control moves the latent, for which gradients flow through the model."""
+        return self.control is not None and isinstance(self.control.control, Moving)
+
+    @property
+    def running(self) -> ModelPatcher:
+        """The model that runs: where gradients flow, a clone that lets them."""
+        return trainable(self.model, self.control.name) if self.moves else self.model
+
+    @contextmanager
+    def walking(self, session: Session) -> Iterator[Session]:
+        """Within it the edit may be made with the session, and its steps taken."""
+        if not self.moves:
+            yield session
+            return
+        name, instead = self.control.name, "edit without the control"
+        with gradients(session, name, instead=instead) as learning:
+            yield learning
+
+    @property
     def prompts(self) -> int:
         """How many prompts the target is a batch of."""
         return max((len(entry[0]) for entry in self.target), default=1)
@@ -103,7 +131,7 @@ class EditRequest:
 
     def guider(self) -> BranchGuider:
         """A guider with both pairs of conditionings."""
-        return self.fill(BranchGuider(self.model))
+        return self.fill(BranchGuider(self.running))
 
     def fill(self, guider: BranchGuider) -> BranchGuider:
         """Give a guider the conditionings and the guidance scale."""
@@ -152,11 +180,15 @@ class Lent:
         if asked.negative is not None:
             conds = self.session.with_negative(conds, asked.negative)
         return self._under(asked).denoiser(
-            conds, asked.hooks, guidance=asked.guidance, mix=asked.mix
+            conds,
+            asked.hooks,
+            guidance=asked.guidance,
+            mix=asked.mix,
+            conditional=asked.conditional,
         )
 
     def recorder(self, asked: Asked, roles: Sequence[Role]) -> Denoiser:
-        """Some rows of a branch alone."""
+        """Some rows of a branch alone; within `EditRequest.walking` gradients flow through them."""
         conds = self._conds(asked)
         if asked.negative is None or "uncond" not in roles:
             return self._under(asked).recorder(conds, asked.hooks, roles=roles)
@@ -224,8 +256,9 @@ def edit(request: EditRequest) -> Outcome:
     coordinates = coordinates_of(request.model, "Edit")
 
     def algorithm(session: Session) -> tuple[Tensor | None, ...]:
-        whole = request.start(session)
-        edited = whole.run(session.on_step, start=request.first(whole.trajectory.start))
+        with request.walking(session) as walking:
+            whole = request.start(walking)
+            edited = whole.run(session.on_step, start=request.first(whole.trajectory.start))
         chain = whole.trajectory
         kept = comfy.model_management.intermediate_device()
         restored = [

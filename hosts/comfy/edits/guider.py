@@ -49,7 +49,7 @@ class EditGuider(BranchGuider):
                 "Edit Guider takes the corrections 'direct inversion' (scale 1, every step) and "
                 "'none': use the Edit node for the others."
             )
-        super().__init__(request.model)
+        super().__init__(request.running)
         request.fill(self)
         self.request = request
 
@@ -88,10 +88,12 @@ class EditGuider(BranchGuider):
             # Core has run these wrappers around this call already.
             options["transformer_options"].get("wrappers", {}).pop(WrappersMP.PREDICT_NOISE, None)
             session = Session(self, options, RowCount(), x, lambda *_: None)
-            edit = self.request.start(session)
+            with self.request.walking(session) as walking:
+                edit = self.request.start(walking)
             _check_start(x, edit.trajectory.start)
             self.walk = _Walk(session, edit, Rows(x, edit.trajectory.start))
-        return self.walk.predict(x)
+        with self.request.walking(self.walk.session):
+            return self.walk.predict(x)
 
     def _check_run(
         self,

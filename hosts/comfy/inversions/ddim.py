@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from ....pipelines.trajectory import Recipe, Trajectory
 from ..attention import require_unet
 from ..cost import Spent
 from ..fingerprint import features_key
+from ..refusals import check_has_picture
 from ..session import Session
 from .picture import Picture
 
@@ -26,6 +28,7 @@ def invert_ddim(
     convention: Convention,
     refinement: int,
     solve: Solver = fixed_point,
+    regularise: Callable[[Tensor], Tensor] | None = None,
     recorder: FeatureRecorder | None = None,
 ) -> tuple[Trajectory, Spent]:
     """DDIM inversion.
@@ -35,10 +38,13 @@ def invert_ddim(
         convention: See `couplings.ddim`.
         refinement: See `couplings.ddim`.
         solve: See `couplings.ddim`.
+        regularise: See `couplings.ddim`.
         recorder: Keeps the source's features for later edits; see `check_recorder`.
     """
     if recorder is not None:
         check_recorder(picture, convention)
+    if regularise is not None:
+        check_has_picture(picture.samples, "Noise regularisation")
 
     def algorithm(session: Session) -> Tensor:
         denoise = session.denoiser(session.target, recorder.hooks if recorder else NO_HOOKS)
@@ -50,11 +56,12 @@ def invert_ddim(
             convention=convention,
             refinement=refinement,
             solve=solve,
+            regularise=regularise,
             on_step=session.on_step,
         )
 
     latents, spent = picture.run(algorithm)
-    recipe = Recipe("ddim", convention, refinement, picture.cfg)
+    recipe = Recipe("ddim", convention, refinement, picture.cfg, regularised=regularise is not None)
     made = picture.trajectory(Inverted(latents, recipe), spent)
     key = features_key(picture.model, picture.positive)
     return replace(made, features=recorder.result(key) if recorder else None), spent

@@ -40,6 +40,9 @@ from ....pipelines.errors import PalimpsestError
 from ..session import Session
 from .training import check_trainable, in_training, plain_attention, recomputed, with_copied_weights
 
+#: What an inversion may be replaced by.
+LEARNS_NOTHING = "take Invert (DDIM), which learns nothing"
+
 #: How much more room the network is given than sampling the same pictures takes.
 ROOM = 2
 
@@ -65,7 +68,7 @@ def trainable(model: ModelPatcher, feature: str) -> ModelPatcher:
 
 
 @contextmanager
-def gradients(session: Session, feature: str) -> Iterator[Session]:
+def gradients(session: Session, feature: str, *, instead: str = "") -> Iterator[Session]:
     """Autograd on, inside a session whose model is a `trainable` clone.
 
     However the block ends, the network, core's state and the memory are as they were before it. An
@@ -74,6 +77,7 @@ def gradients(session: Session, feature: str) -> Iterator[Session]:
     Args:
         session: The session.
         feature: What the node is called, for messages.
+        instead: What can be done without gradients, for messages; another inversion if not given.
 
     Yields:
         The same session; its denoisers can be differentiated.
@@ -98,7 +102,7 @@ def gradients(session: Session, feature: str) -> Iterator[Session]:
         with torch.inference_mode(False), torch.enable_grad(), in_training(), recomputed(network):
             yield replace(session, options=options, x0=session.x0.clone())
     except Exception as error:
-        sentence = _sentence(error, feature)
+        sentence = _sentence(error, feature, instead or LEARNS_NOTHING)
         if sentence is None:
             raise
         traceback.clear_frames(error.__traceback__)  # they hold all that autograd kept
@@ -107,14 +111,14 @@ def gradients(session: Session, feature: str) -> Iterator[Session]:
         comfy.model_management.soft_empty_cache()
 
 
-def _sentence(error: Exception, feature: str) -> PalimpsestError | None:
+def _sentence(error: Exception, feature: str, instead: str) -> PalimpsestError | None:
     """What a user is told of an error of torch; None where it says enough itself."""
     text = str(error)
     memory = isinstance(error, MemoryError) or "can't allocate memory" in text
     if memory or comfy.model_management.is_oom(error):
         return OutOfMemory(
             f"{feature} ran out of memory: use a smaller picture or fewer pictures at a time, "
-            "close what else uses the GPU, or take Invert (DDIM), which learns nothing."
+            f"close what else uses the GPU, or {instead}."
         )
     if "Inference tensors cannot be saved for backward" in text:
         return PalimpsestError(

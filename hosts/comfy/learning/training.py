@@ -8,7 +8,7 @@ section 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ....pipelines.errors import PalimpsestError
 from ..attention import require_unet
 from ..guidance import RESTRICTED, Conditioning, carried_by
+from ..refusals import require_variance_preserving
 
 #: What is computed again in the backward pass.
 BLOCKS = (ResBlock, BasicTransformerBlock, Downsample, Upsample)
@@ -81,6 +82,25 @@ def check_learned(conditioning: Conditioning, role: str, feature: str) -> None:
             f"The {role} conditioning carries {extras}, {feature} learns with the "
             "prompt alone: connect the CLIP Text Encode itself."
         )
+
+
+def check_differentiable(
+    model: ModelPatcher, conditionings: Mapping[str, Conditioning], feature: str
+) -> None:
+    """Refuse a model and prompts through which no gradient flows to a latent.
+
+    Args:
+        model: From the wire.
+        conditionings: By the names of their inputs.
+        feature: What the node is called, for messages.
+
+    Raises:
+        PalimpsestError: In one sentence.
+    """
+    require_variance_preserving(model, feature)
+    check_trainable(model, feature)
+    for role, conditioning in conditionings.items():
+        check_learned(conditioning, role, feature)
 
 
 def with_copied_weights(model: ModelPatcher) -> ModelPatcher:

@@ -26,6 +26,9 @@ TABLE = {
     "Direct Inversion + Plug-and-Play": (250, 190),
     # A second source row in 46 steps.
     "Direct Inversion + MasaCtrl, the source under its own prompt": (550, 242),
+    # Forward: one source row, the two that are moved, and the two of the guidance.
+    "Direct Inversion + pix2pix-zero": (350, 300),
+    "Direct Inversion + pix2pix-zero, another negative prompt": (350, 350),
     "SDE-Drag, one drag step (n 200, t0 0.6)": (480, 479),
     "SDE-Drag, one drag step, at guidance 1": (480, 240),
 }

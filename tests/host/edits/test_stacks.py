@@ -13,6 +13,7 @@ from palimpsest.hosts.comfy.words import prompt_tokens
 from palimpsest.pipelines.attention.features import FeatureRecorder
 from palimpsest.pipelines.attention.local_blend import LocalBlend, blend_columns
 from palimpsest.pipelines.attention.masactrl import MasaCtrl
+from palimpsest.pipelines.attention.pix2pix_zero import Pix2PixZero
 from palimpsest.pipelines.attention.plug_and_play import PlugAndPlay
 from palimpsest.pipelines.attention.prompt_batch import rewrite_prompts
 from palimpsest.pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
@@ -217,6 +218,13 @@ def test_what_does_not_go_on_is_refused(sd1):
     blend = BoundControl(parts_of(blended_of(first))[1], name="LocalBlend")
     with pytest.raises(PalimpsestError, match="LocalBlend stands before a Prompt-to-Prompt"):
         bound(sd1, "a red dog", "a dog").on(blend.on(first))
+
+
+def test_a_control_that_moves_the_latent_stands_alone(sd1):
+    moving = BoundControl(Pix2PixZero(), name="pix2pix-zero")
+    for first, second in ((moving, bound(sd1, "a cat", "a dog")), (bound(sd1, "a", "b"), moving)):
+        with pytest.raises(PalimpsestError, match="pix2pix-zero moves the latent itself and goes"):
+            second.on(first)
 
 
 def blended_of(control):

@@ -15,7 +15,9 @@ from palimpsest.hosts.comfy.latents import with_samples
 from palimpsest.nodes.control import PromptToPrompt
 from palimpsest.nodes.inversions.shared import CATEGORY
 from palimpsest.nodes.wires import Control
+from palimpsest.pipelines.attention.bank import Moving
 from palimpsest.pipelines.correction import DIRECT_INVERSION
+from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.trajectory import Trajectory
 from palimpsest.tests.host.edits.test_edit import relative
 
@@ -146,9 +148,16 @@ def test_the_source_row_is_the_picture_bit_for_bit(sd1, node, once):
 @each
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda node: node.SCHEMA.node_id[10:])
 def test_every_control_goes_with_it(sd1, node, once, control):
-    """The source stays what it is, and the control is heard in the target."""
+    """The source stays what it is, and the control is heard in the target; or one sentence says
+    why a control that moves the latent has no place in a loop of the inversion's own.
+    """
     trajectory = once(node)[0]
     bound = control_of(control, sd1, "a blue square")
+    own_loop = any(carried.own_loop for carried in trajectory.carried)
+    if own_loop and isinstance(bound.control, Moving):
+        with pytest.raises(PalimpsestError, match="take the trajectory of another Invert node"):
+            edited(node, sd1, trajectory, "a blue square", bound)
+        return
     free, source = edited(node, sd1, trajectory, "a blue square")
     under, beside = edited(node, sd1, trajectory, "a blue square", bound)
     assert relative(under, free) > 1e-4

@@ -36,6 +36,9 @@ ROWS = {
     "di_pnp": (8 + 16 + 6, 40),
     "ddim_pnp": (5 + 5 + 10 + 4, 25),
     "npi_proximal_l0_refine": (6 + 12 + 6, 30),
+    # One source row, two that are moved and two of the guidance; published 2 + 2 + 2 at a step.
+    "di_pix2pixzero": (5 + 5 + 20, 35),
+    "ddim_pix2pixzero": (5 + 5 + 20, 35),
 }
 
 INVERSIONS = {"ddim_inversion", "directinversion_inv_replace"}
@@ -78,9 +81,18 @@ def test_a_tensor_that_is_a_thousandth_off_fails(copy, name, capsys):
 
 
 @pytest.mark.parametrize(("factor", "status"), [(1.009, 0), (1.02, 1)])
-def test_null_text_is_given_a_hundredth(copy, factor, status):
-    copy.scale("nti_p2p_replace", traj=factor)
-    assert copy.bench("nti_p2p_replace") == status
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("nti_p2p_replace", "traj"),
+        ("di_pix2pixzero", "final"),
+        ("di_pix2pixzero", "edit_dir"),
+        ("ddim_pix2pixzero", "recon"),
+    ],
+)
+def test_what_follows_slopes_is_given_a_hundredth(copy, name, tensor, factor, status):
+    copy.scale(name, **{tensor: factor})
+    assert copy.bench(name) == status
 
 
 @pytest.mark.parametrize(
@@ -130,6 +142,8 @@ SETTINGS = {
     "di_masactrl_prompt": {"prompt_src_branch": ""},
     "di_pnp": {"pnp_attn_t": 0.3},
     "ddim_pnp": {"pnp_f_t": 0.8},
+    "di_pix2pixzero": {"xa_guidance": 0.3},
+    "ddim_pix2pixzero": {"guidance_scale": 5.0},
     "npi_p2p_replace": {"prox": "l0", "quantile": 0.6},
     "npi_proximal_l0_refine": {"quantile": 0.7},
 }
@@ -169,6 +183,16 @@ def test_one_cell_of_one_mask_that_differs_fails_and_is_named(copy, capsys):
     found = copy.result("di_p2p_refine_lb").errors["lb_masks"]
     assert found == pytest.approx(1 / tensors["lb_masks"][:, 1].numel())
     assert "lb_masks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lambda_ac": 40}, {"lambda_kl": 400}, {"num_reg_steps": 1}, {"num_ac_rolls": 1}],
+    ids=str,
+)
+def test_every_setting_of_noise_regularisation_is_read(copy, change):
+    copy.say("ddim_pix2pixzero", **change)
+    assert copy.bench("ddim_pix2pixzero") == 1
 
 
 def test_the_tail_after_a_replaced_word_stays_where_the_published_code_leaves_it(monkeypatch):
@@ -239,6 +263,15 @@ def test_a_missing_default_folder_fails(tmp_path, monkeypatch, capsys):
     assert str(tmp_path / "public") in capsys.readouterr().err
 
 
+def test_a_case_without_a_pipeline_fails_and_is_named(copy, capsys):
+    """A check that skips cannot pass."""
+    copy.say("ddim_inversion", method="a method of next year")
+    assert copy.bench("ddim_inversion", "directinversion_inv*") == 1
+    told = capsys.readouterr().out
+    assert "ddim_inversion                   not built yet: a method of next year" in told
+    assert "1 of 2 cases within tolerance" in told
+
+
 def test_a_damaged_case_fails_with_a_sentence_and_the_others_still_run(copy, capsys):
     (copy.folder / "ddim_inversion.safetensors").write_bytes(b"cut off")
     assert copy.bench("ddim_inversion", "directinversion_inv*") == 1
@@ -271,12 +304,13 @@ def test_the_maker_makes_what_is_stored(tmp_path):
         # The last bit of half precision, should another machine's rounding differ somewhere.
         for key in made:
             torch.testing.assert_close(made[key], stored[key], rtol=1e-3, atol=1e-6)
-    for name in ("di_p2p_reweight", "di_p2p_refine_lb", "di_masactrl_prompt", "ddim_pnp"):
+    made_again = ("di_p2p_reweight", "di_p2p_refine_lb", "di_masactrl_prompt", "ddim_pnp")
+    for name in (*made_again, "di_pix2pixzero"):
         CASES.assert_made_again(name, unet)
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in ROWS if any(word in n for word in ("p2p", "masactrl", "pnp"))]
+    "name", [n for n in ROWS if any(word in n for word in ("p2p", "masactrl", "pnp", "pix2pix"))]
 )
 def test_the_control_of_a_case_changes_its_edit(name):
     assert CASES.settings(name)["control_changes"] > 0.05
