@@ -1,12 +1,11 @@
 """Scenes with exact captions, exact masks and ground-truth edits: what the demo model paints.
 
-One object (colour, shape, texture) lies on one of six textured backgrounds. Everything is drawn
-from signed distances on a canvas of 128 units, so that a scene renders at any resolution. Features
-are at least six pixels wide and free of grain: a latent of 16 x 16 x 4 numbers can carry them.
+One object (colour, shape, texture), or two, on one of six textured backgrounds. Features are at
+least six pixels wide and free of grain: a latent of 16 x 16 x 4 numbers can carry them. Scenes with
+a place or with a second object are drawn by `layouts.py`.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -14,20 +13,18 @@ import torch
 from torch import Tensor
 
 from .backgrounds import BACKGROUNDS
-
-CANVAS = 128
-
-COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 40, 45),
-    "green": (40, 160, 70),
-    "blue": (40, 80, 215),
-    "yellow": (250, 210, 50),
-    "turquoise": (60, 205, 205),
-    "pink": (240, 100, 190),
-    "white": (248, 248, 248),
-    "black": (28, 28, 34),
-}
-TEXTURES = ("plain", "striped", "dotted")
+from .shapes import SHAPES
+from .things import (
+    CANVAS,
+    COLORS,
+    TEXTURES,
+    Thing,
+    mask_of,
+    painted,
+    pixel_grid,
+    require_known,
+    shadow,
+)
 
 #: A background that would hide an object: these pairs are never drawn.
 EXCLUDED = frozenset(
@@ -41,12 +38,17 @@ EXCLUDED = frozenset(
     }
 )
 
-_LIGHT_COLORS = frozenset({"yellow", "turquoise", "white"})
+#: The places that a caption may name, each with the one across: halves of the canvas.
+PLACES = {
+    "on the left": "on the right",
+    "on the right": "on the left",
+    "at the top": "at the bottom",
+    "at the bottom": "at the top",
+}
+
 _MARGIN = 5.0
 _SIZES = (27.0, 40.0)
 _HELD_OUT = 200
-
-Color = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ class Scene:
         y: Vertical centre of the object.
         size: Radius of a circle of about the object's area.
         seed: Draws the details of the background, and nothing else.
+        other: The second object, of another colour and another shape; None where there is none.
+        place: Key of `PLACES`: where the object lies and its caption says so, with the second
+            object across; None where the caption is silent.
     """
 
     color: str
@@ -72,16 +77,23 @@ class Scene:
     y: float
     size: float
     seed: int
+    other: Thing | None = None
+    place: str | None = None
 
     def __post_init__(self) -> None:
         for name, known in _attributes().items():
-            if getattr(self, name) not in known:
-                value = getattr(self, name)
-                raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(known)}.")
+            require_known(name, getattr(self, name), known)
+        if self.other and (self.color == self.other.color or self.shape == self.other.shape):
+            raise ValueError(f"{self.first} and {self.other} must differ in color and in shape.")
+        if self.place is not None:
+            require_known("place", self.place, PLACES)
+            for thing, place in zip(self.things, (self.place, PLACES[self.place]), strict=False):
+                if not lies(thing.x, thing.y, place):
+                    raise ValueError(f"{thing} at {thing.x:g}, {thing.y:g} is not {place}.")
 
     @classmethod
     def random(cls, seed: int, captions: "tuple[Scene, ...] | None" = None) -> "Scene":
-        """Draw a scene; `captions` limits what it may show to what those scenes show."""
+        """Draw a scene of one object; `captions` limits what it may show to what those show."""
         generator = torch.Generator().manual_seed(seed)
         pool = every_content() if captions is None else captions
         u = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
@@ -91,6 +103,16 @@ class Scene:
         x, y = (reach + (CANVAS - 2 * reach) * value for value in u[2:])
         return replace(content, x=round(x, 2), y=round(y, 2), size=round(size, 2), seed=seed)
 
+    @property
+    def first(self) -> Thing:
+        """The object that the caption names first."""
+        return Thing(self.color, self.shape, self.texture, self.x, self.y, self.size)
+
+    @property
+    def things(self) -> tuple[Thing, ...]:
+        """The objects, in the order of the caption."""
+        return (self.first, self.other) if self.other else (self.first,)
+
     def with_(
         self,
         *,
@@ -98,52 +120,64 @@ class Scene:
         shape: str | None = None,
         texture: str | None = None,
         background: str | None = None,
+        other_color: str | None = None,
+        other_shape: str | None = None,
+        other_texture: str | None = None,
+        place: str | None = None,
     ) -> "Scene":
-        """The ground-truth edit: the same place, size and background details, something else."""
+        """The ground-truth edit: the same size and background details, something else.
+
+        `other_...` edits the second object. A new `place` moves the object there, and the second
+        one across; without it everything stays where it is.
+        """
+        moved = self if place is None else _moved(self, place)
+        if other_color or other_shape or other_texture:
+            if moved.other is None:
+                raise ValueError(f"There is no second object beside {caption(self)}.")
+            other = _edited(moved.other, other_color, other_shape, other_texture)
+        else:
+            other = moved.other
+        first = _edited(moved.first, color, shape, texture)
         return replace(
-            self,
-            color=color or self.color,
-            shape=shape or self.shape,
-            texture=texture or self.texture,
-            background=background or self.background,
+            moved,
+            color=first.color,
+            shape=first.shape,
+            texture=first.texture,
+            background=background or moved.background,
+            other=other,
         )
 
 
 def caption(scene: Scene) -> str:
     """Say what a scene shows, e.g. "a striped red heart on a brick wall"."""
-    texture = "" if scene.texture == "plain" else f"{scene.texture} "
-    return f"a {texture}{scene.color} {scene.shape} on {scene.background}"
+    return f"{' and '.join(phrases(scene))} on {scene.background}"
+
+
+def phrases(scene: Scene) -> list[str]:
+    """What the caption says of every object, e.g. "a red heart on the left"."""
+    places = ("", "") if scene.place is None else (f" {scene.place}", f" {PLACES[scene.place]}")
+    return [f"{thing}{place}" for thing, place in zip(scene.things, places, strict=False)]
 
 
 def render(scene: Scene, resolution: int = CANVAS) -> tuple[Tensor, Tensor]:
     """Draw a scene.
 
     Returns:
-        The image `[H, W, 3]` in 0..1 and the object's anti-aliased mask `[H, W]`.
+        The image `[H, W, 3]` in 0..1 and the first object's anti-aliased mask `[H, W]`.
     """
-    x, y, _ = _grid(resolution)
+    x, y, _ = pixel_grid(resolution)
     image = BACKGROUNDS[scene.background](x, y, scene.seed)
-    image = image * (1 - 0.33 * _shadow(scene, x, y))[..., None]
-    paint, mask = painted(scene, resolution)
-    image = image + mask[..., None] * (paint - image)
-    return image.clamp(0, 1), mask
+    for thing in scene.things:
+        image = image * (1 - 0.33 * shadow(thing, resolution))[..., None]
+    for thing in scene.things:
+        paint, mask = painted(thing, resolution)
+        image = image + mask[..., None] * (paint - image)
+    return image.clamp(0, 1), mask_of(scene.first, resolution)
 
 
-def painted(scene: Scene, resolution: int = CANVAS) -> tuple[Tensor, Tensor]:
-    """The object alone: its paint `[H, W, 3]`, not yet cut out, and its mask `[H, W]`."""
-    x, y, unit = _grid(resolution)
-    distance = _distance(scene, x, y)
-    paint = _paint(scene, x - scene.x, y - scene.y, unit)
-    rim = 0.78 + 0.22 * _coverage(distance + 2.6, unit)
-    return paint * rim[..., None], _coverage(distance, unit)
-
-
-def _grid(resolution: int) -> tuple[Tensor, Tensor, float]:
-    """Pixel centres x, y `[H, W]` in canvas units, and the size of a pixel."""
-    unit = CANVAS / resolution
-    line = (torch.arange(resolution, dtype=torch.float32) + 0.5) * unit
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    return x, y, unit
+def masks(scene: Scene, resolution: int = CANVAS) -> Tensor:
+    """The anti-aliased mask `[objects, H, W]` of every object, in the order of the caption."""
+    return torch.stack([mask_of(thing, resolution) for thing in scene.things])
 
 
 def changed(scene_a: Scene, scene_b: Scene, resolution: int = CANVAS) -> Tensor:
@@ -153,7 +187,7 @@ def changed(scene_a: Scene, scene_b: Scene, resolution: int = CANVAS) -> Tensor:
 
 
 def every_content() -> tuple[Scene, ...]:
-    """Every combination of attributes that may be drawn, at one standard place."""
+    """Every combination of one object's attributes that may be drawn, at one standard place."""
     return tuple(_contents())
 
 
@@ -171,11 +205,53 @@ def training_content() -> tuple[Scene, ...]:
     return tuple(content for content in every_content() if content not in hidden)
 
 
-def tones(color: str) -> tuple[Color, Color]:
-    """The base colour and the second tone that stripes and dots of this colour have, in 0..1."""
-    base = tuple(value / 255 for value in COLORS[color])
-    target, share = (0.0, 0.42) if color in _LIGHT_COLORS else (1.0, 0.62)
-    return base, tuple(value + share * (target - value) for value in base)  # type: ignore[return-value]
+def point_at(place: str, depth: float, along: float) -> tuple[float, float]:
+    """The point x, y that lies `depth` behind the edge a place is named after, `along` it."""
+    far = round(CANVAS - depth, 2)
+    return {
+        "on the left": (depth, along),
+        "on the right": (far, along),
+        "at the top": (along, depth),
+        "at the bottom": (along, far),
+    }[place]
+
+
+def lies(x: float, y: float, place: str) -> bool:
+    """Whether a point lies in the half of the canvas that a place names."""
+    return _depth(x, y, place)[0] < CANVAS / 2
+
+
+def _depth(x: float, y: float, place: str) -> tuple[float, float]:
+    """Depth behind the edge a place is named after, and the way along it."""
+    return {
+        "on the left": (x, y),
+        "on the right": (round(CANVAS - x, 2), y),
+        "at the top": (y, x),
+        "at the bottom": (round(CANVAS - y, 2), x),
+    }[place]
+
+
+def _moved(scene: Scene, place: str) -> Scene:
+    """Every object as deep behind the new edge, and as far along it, as it was at the old one."""
+    if scene.place is None:
+        raise ValueError(f"The caption names no place that could change: {caption(scene)}.")
+    require_known("place", place, PLACES)
+    x, y = point_at(place, *_depth(scene.x, scene.y, scene.place))
+    other = scene.other
+    if other:
+        depth, along = _depth(other.x, other.y, PLACES[scene.place])
+        other_x, other_y = point_at(PLACES[place], depth, along)
+        other = replace(other, x=other_x, y=other_y)
+    return replace(scene, x=x, y=y, other=other, place=place)
+
+
+def _edited(thing: Thing, color: str | None, shape: str | None, texture: str | None) -> Thing:
+    return replace(
+        thing,
+        color=color or thing.color,
+        shape=shape or thing.shape,
+        texture=texture or thing.texture,
+    )
 
 
 def _attributes() -> dict[str, tuple[str, ...]]:
@@ -191,109 +267,3 @@ def _contents() -> Iterator[Scene]:
     for color, shape, texture, background in product(*_attributes().values()):
         if (color, background) not in EXCLUDED:
             yield Scene(color, shape, texture, background, CANVAS / 2, CANVAS / 2, 30.0, 0)
-
-
-def _coverage(distance: Tensor, unit: float) -> Tensor:
-    """How much of a pixel lies inside (anti-aliasing over one pixel)."""
-    return (0.5 - distance / unit).clamp(0, 1)
-
-
-def _distance(scene: Scene, x: Tensor, y: Tensor) -> Tensor:
-    """Signed distance to the object's outline, in canvas units, negative inside."""
-    x, y = (x - scene.x) / scene.size, (y - scene.y) / scene.size
-    return scene.size * SHAPES[scene.shape](x, y)
-
-
-def _shadow(scene: Scene, x: Tensor, y: Tensor) -> Tensor:
-    """The object's soft shadow, in 0..1: exactly nothing four and a half units outside it."""
-    depth = (0.5 - _distance(scene, x - 2.5, y - 3.5) / 9).clamp(0, 1)
-    return depth**2 * (3 - 2 * depth)
-
-
-def _paint(scene: Scene, x: Tensor, y: Tensor, unit: float) -> Tensor:
-    """The object's surface. The pattern is fixed to the object's centre."""
-    base, second = map(torch.tensor, tones(scene.color))
-    if scene.texture == "plain":
-        return base.expand(*x.shape, 3)
-    pattern = stripes(x, y) if scene.texture == "striped" else dots(x, y)
-    return base + _coverage(pattern, unit)[..., None] * (second - base)
-
-
-def stripes(x: Tensor, y: Tensor) -> Tensor:
-    """Signed distance to slanted stripes, negative inside."""
-    along = (x + y) / math.sqrt(2)
-    return ((along / 16) % 1 - 0.5).abs() * 16 - 3.6
-
-
-def dots(x: Tensor, y: Tensor) -> Tensor:
-    """Signed distance to staggered dots, negative inside."""
-    spacing = 13.0
-    row = torch.round(y / spacing)
-    shift = spacing / 2 * (row % 2)
-    dx = x - shift - spacing * torch.round((x - shift) / spacing)
-    return torch.hypot(dx, y - spacing * row) - 4.0
-
-
-def _circle(x: Tensor, y: Tensor) -> Tensor:
-    return torch.hypot(x, y) - 1
-
-
-def _box(x: Tensor, y: Tensor, width: float, height: float) -> Tensor:
-    dx, dy = x.abs() - width, y.abs() - height
-    outside = torch.hypot(dx.clamp_min(0), dy.clamp_min(0))
-    return outside + torch.maximum(dx, dy).clamp_max(0)
-
-
-def _square(x: Tensor, y: Tensor) -> Tensor:
-    return _box(x, y, 0.8, 0.8) - 0.08
-
-
-def _cross(x: Tensor, y: Tensor) -> Tensor:
-    return torch.minimum(_box(x, y, 1.0, 0.32), _box(x, y, 0.32, 1.0)) - 0.06
-
-
-def _polygon(x: Tensor, y: Tensor, corners: list[tuple[float, float]]) -> Tensor:
-    """Signed distance to a polygon: nearest edge, sign by the crossing rule."""
-    nearest = torch.full_like(x, math.inf)
-    inside = torch.zeros_like(x, dtype=torch.bool)
-    for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
-        ex, ey = bx - ax, by - ay
-        wx, wy = x - ax, y - ay
-        t = ((wx * ex + wy * ey) / (ex * ex + ey * ey)).clamp(0, 1)
-        nearest = torch.minimum(nearest, torch.hypot(wx - t * ex, wy - t * ey))
-        crosses = (ay > y) != (by > y)
-        inside ^= crosses & (wx < (y - ay) * ex / (ey if ey else 1.0))
-    return torch.where(inside, -nearest, nearest)
-
-
-def _triangle(x: Tensor, y: Tensor) -> Tensor:
-    turns = (math.pi * (2 * i / 3 - 0.5) for i in range(3))
-    return _polygon(x, y - 0.22, [(1.2 * math.cos(a), 1.2 * math.sin(a)) for a in turns]) - 0.1
-
-
-def _star(x: Tensor, y: Tensor) -> Tensor:
-    corners = []
-    for i in range(10):
-        radius, angle = (1.16, 0.55)[i % 2], math.pi * (i / 5 - 0.5)
-        corners.append((radius * math.cos(angle), radius * math.sin(angle)))
-    return _polygon(x, y - 0.06, corners) - 0.05
-
-
-def _heart(x: Tensor, y: Tensor) -> Tensor:
-    """Inigo Quilez's heart: https://iquilezles.org/articles/distfunctions2d/."""
-    scale = 1.8
-    u, v = x.abs() / scale, (0.95 - y) / scale
-    upper = torch.hypot(u - 0.25, v - 0.75) - math.sqrt(2) / 4
-    half = 0.5 * (u + v).clamp_min(0)
-    tip = torch.minimum(u**2 + (v - 1) ** 2, (u - half) ** 2 + (v - half) ** 2).sqrt()
-    return scale * torch.where(u + v > 1, upper, tip * torch.sign(u - v))
-
-
-SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "heart": _heart,
-    "cross": _cross,
-}

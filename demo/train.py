@@ -8,6 +8,7 @@ import argparse
 import os
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import torch
 from diffusers import AutoencoderTiny
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from .layouts import KINDS
 from .model_files import (
     WEIGHTS,
     Painter,
@@ -23,7 +25,7 @@ from .model_files import (
     write_autoencoder,
     write_painter,
 )
-from .scenes import caption, held_out, training_content
+from .scenes import PLACES, caption, training_content
 from .train_autoencoder import (
     AutoencoderPlan,
     embedded,
@@ -34,11 +36,17 @@ from .train_autoencoder import (
     refine_decoder,
     train_autoencoder,
 )
-from .train_data import Pool, held_out_scenes, images_of, load_pool
+from .train_data import Pool, held_out_scenes, images_of, load_pool, training_scenes
 from .train_diffusion import DiffusionPlan, make_scheduler, make_unet, sample, train_diffusion
-from .train_text import learn_to_read, make_text_encoder, write_tokenizer
+from .train_text import (
+    extend_tokenizer,
+    learn_to_read,
+    make_text_encoder,
+    with_more_tokens,
+    write_tokenizer,
+)
 
-GRID_CAPTIONS = 24
+_GRID_ROW = 8
 _ROOT = Path(__file__).parent.parent
 
 
@@ -93,7 +101,7 @@ def _autoencoder(
     if options.init is None and plan.decoder_steps:
         refine_decoder(narrow, pool, plan, work / "decoder.pt", _report)
     write_autoencoder(options.out, embedded(narrow).cpu())
-    images, _ = images_of(held_out_scenes(GRID_CAPTIONS))
+    images, _ = images_of(held_out_scenes(3 * _GRID_ROW))
     again = reconstruct(narrow, images.to(device)).cpu()
     _report(f"autoencoder: {psnr(again, images):.2f} dB on held-out scenes")
     save_grid(torch.cat([images[:8], again[:8]]), work / "reconstructions.png")
@@ -111,13 +119,13 @@ def _diffusion(
     plan = replace(DiffusionPlan(), steps=options.unet_steps, peak_rate=options.rate)
     checkpoint: Path = options.work / "unet.pt"
     painter = _painter(options, plan, not checkpoint.exists(), device)
-    texts = [caption(content) for content in held_out()[:GRID_CAPTIONS]]
+    texts = [caption(scene) for kind in KINDS for scene in held_out_scenes(_GRID_ROW, kind)]
 
     def show(step: int) -> None:
         painted = autoencoder.decode(sample(painter, texts)).sample.cpu()
         save_grid(painted.add(1).div(2), options.work / f"samples_{step:06d}.png")
 
-    train_diffusion(latents, pool.captions, painter, plan, checkpoint, _report, show)
+    train_diffusion(latents, pool, painter, plan, checkpoint, _report, show)
     write_painter(options.out, painter, make_scheduler())
     show(plan.steps)
 
@@ -126,20 +134,33 @@ def _painter(
     options: argparse.Namespace, plan: DiffusionPlan, fresh: bool, device: torch.device
 ) -> Painter:
     """A painter to train: from `--init`, or new, with a text encoder that has learnt to read."""
-    if options.init is not None:
-        painter = load_painter(options.init)
-        return replace(
-            painter, unet=painter.unet.to(device), text_encoder=painter.text_encoder.to(device)
-        )
     torch.manual_seed(1)
-    contents = training_content()
-    captions = tuple(caption(content) for content in contents)
-    write_tokenizer(options.out / "tokenizer", captions)
-    tokenizer = CLIPTokenizer.from_pretrained(options.out / "tokenizer")
-    painter = Painter(make_unet(plan.widths), make_text_encoder(tokenizer), tokenizer).to(device)
-    if fresh:
-        learn_to_read(painter.text_encoder, tokenizer, contents, device, _report)
+    old = None if options.init is None else load_painter(options.init)
+    tokenizer = _tokenizer(options)
+    if old is None:
+        painter = Painter(make_unet(plan.widths), make_text_encoder(tokenizer), tokenizer)
+    else:
+        text_encoder = with_more_tokens(old.text_encoder, len(tokenizer))
+        painter = Painter(old.unet, text_encoder, tokenizer)
+    knows = old is not None and len(old.tokenizer) == len(tokenizer)
+    painter = painter.to(device)
+    if fresh and not knows:
+        scenes = tuple(training_scenes(min(options.scenes, 8192)))
+        captions = tuple(caption(content) for content in training_content())
+        keep = captions if old else ()
+        learn_to_read(painter.text_encoder, tokenizer, scenes, device, _report, keep)
     return painter
+
+
+def _tokenizer(options: argparse.Namespace) -> CLIPTokenizer:
+    """The tokenizer of `--init`, or a new one, written with all words of every kind of scene."""
+    folder = options.out / "tokenizer"
+    if options.init is None:
+        write_tokenizer(folder, tuple(caption(content) for content in training_content()))
+    elif options.init.resolve() != options.out.resolve():
+        copytree(options.init / "tokenizer", folder, dirs_exist_ok=True)
+    extend_tokenizer(folder, ("and", *PLACES))
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:

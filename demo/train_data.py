@@ -10,19 +10,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .scenes import CANVAS, Scene, caption, held_out, render, training_content
+from .layouts import scene_of
+from .scenes import Scene, caption, held_out, masks, render, training_content
+from .things import CANVAS
 
 #: Seeds of evaluation scenes start here: far above every seed of the training pool.
 HELD_OUT_SEED = 1_000_000
 
+#: The kinds of `layouts.KINDS` in training: a batch of 16 holds each as often as it stands here,
+#: and the pool as well. The rarest words and the hardest binding come oftenest.
+MIX = ("one",) * 4 + ("placed",) * 3 + ("pair",) * 4 + ("placed pair",) * 5
+
 
 @dataclass(frozen=True)
 class Pool:
-    """Rendered scenes: `images [N, 3, H, W]` and `masks [N, H, W]` as bytes, and the captions."""
+    """Rendered scenes: `images [N, 3, H, W]` and `masks [N, H, W]` of all objects as bytes.
+
+    `captions` and `kinds` (of `layouts.KINDS`) are theirs.
+    """
 
     images: np.ndarray
     masks: np.ndarray
     captions: tuple[str, ...]
+    kinds: tuple[str, ...]
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Images `[B, 3, H, W]` in 0..1 and masks `[B, 1, H, W]` of the scenes at `index`."""
@@ -33,22 +43,28 @@ class Pool:
 
 
 def training_scenes(count: int) -> list[Scene]:
-    """The scenes of the training pool: seeds 0, 1, 2, ..."""
+    """The scenes of the training pool: seeds 0, 1, 2, ..., their kinds in the order of `MIX`."""
     contents = training_content()
-    return [Scene.random(seed, contents) for seed in range(count)]
+    return [scene_of(MIX[seed % len(MIX)], seed, contents) for seed in range(count)]
 
 
-def held_out_scenes(count: int) -> list[Scene]:
-    """One scene per held-out caption, in turn, with placements that training never saw."""
+def held_out_scenes(count: int, kind: str = "one") -> list[Scene]:
+    """Scenes of a kind whose captions and placements training never saw.
+
+    Those of one object show the held-out contents in turn; those of two are drawn from them.
+    """
     contents = held_out()
-    return [Scene.random(HELD_OUT_SEED + i, (contents[i % len(contents)],)) for i in range(count)]
+    alone = kind in ("one", "placed")
+    return [
+        scene_of(kind, HELD_OUT_SEED + i, (contents[i % len(contents)],) if alone else contents)
+        for i in range(count)
+    ]
 
 
 def images_of(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
     """Render scenes to images `[N, 3, H, W]` and masks `[N, 1, H, W]`, both in 0..1."""
-    drawn = [render(scene) for scene in scenes]
-    images = torch.stack([image for image, _ in drawn]).permute(0, 3, 1, 2).contiguous()
-    return images, torch.stack([mask for _, mask in drawn])[:, None]
+    images = torch.stack([render(scene)[0] for scene in scenes]).permute(0, 3, 1, 2).contiguous()
+    return images, torch.stack([masks(scene).amax(0) for scene in scenes])[:, None]
 
 
 def load_pool(folder: Path, count: int, report: Callable[[str], None]) -> Pool:
@@ -59,25 +75,26 @@ def load_pool(folder: Path, count: int, report: Callable[[str], None]) -> Pool:
         folder.mkdir(parents=True, exist_ok=True)
         report(f"rendering {count} scenes")
         _render_to(paths, scenes)
-    images, masks = (np.load(path, mmap_mode="r") for path in paths)
-    return Pool(images, masks, tuple(caption(scene) for scene in scenes))
+    images, covered = (np.load(path, mmap_mode="r") for path in paths)
+    kinds = tuple(MIX[i % len(MIX)] for i in range(count))
+    return Pool(images, covered, tuple(caption(scene) for scene in scenes), kinds)
 
 
 def _render_to(paths: tuple[Path, Path], scenes: list[Scene]) -> None:
     """Render into files that get their final names only once they are whole."""
     drafts = [path.with_suffix(".part") for path in paths]
     shapes = (len(scenes), 3, CANVAS, CANVAS), (len(scenes), CANVAS, CANVAS)
-    images, masks = (
+    images, covered = (
         np.lib.format.open_memmap(draft, "w+", np.uint8, shape)
         for draft, shape in zip(drafts, shapes, strict=True)
     )
     with get_context("fork").Pool(os.cpu_count(), _one_thread) as workers:
         for i, (image, mask) in enumerate(workers.imap(_bytes_of, scenes, chunksize=64)):
-            images[i], masks[i] = image, mask
+            images[i], covered[i] = image, mask
         workers.close()  # leaving the block would otherwise end them by a signal
         workers.join()
     images.flush()
-    masks.flush()
+    covered.flush()
     for draft, path in zip(drafts, paths, strict=True):
         draft.rename(path)
 
@@ -87,6 +104,5 @@ def _one_thread() -> None:
 
 
 def _bytes_of(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    image, mask = render(scene)
-    as_bytes = (image.permute(2, 0, 1) * 255).round().byte().numpy()
-    return as_bytes, (mask * 255).round().byte().numpy()
+    as_bytes = (render(scene)[0].permute(2, 0, 1) * 255).round().byte().numpy()
+    return as_bytes, (masks(scene).amax(0) * 255).round().byte().numpy()

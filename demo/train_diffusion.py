@@ -1,6 +1,6 @@
 """Stage two: the UNet, trained together with the text encoder on the pool's latents."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .model_files import Painter, token_ids
+from .train_data import MIX, Pool
 from .train_text import TEXT_WIDTH
 from .training import ThreadTuner, load_checkpoint, save_checkpoint
 
@@ -22,12 +23,11 @@ LATENT_SIZE = 16
 
 @dataclass(frozen=True)
 class DiffusionPlan:
-    """How the UNet is trained. A batch holds `captions` captions with `scenes` scenes each."""
+    """How the UNet is trained. A batch holds the kinds of scenes as `train_data.MIX` says."""
 
     widths: tuple[int, int] = (64, 128)
     steps: int = 7000
-    captions: int = 16
-    scenes: int = 2
+    batch: int = 32
     peak_rate: float = 1e-3
     empty_prompts: float = 0.1
     warm_up: int = 200
@@ -163,17 +163,9 @@ def sample(
     return x
 
 
-def _rows_of(captions: tuple[str, ...]) -> tuple[list[str], list[Tensor]]:
-    """The different captions, and for each the rows of the pool that show it."""
-    rows: dict[str, list[int]] = {}
-    for i, text in enumerate(captions):
-        rows.setdefault(text, []).append(i)
-    return list(rows), [torch.tensor(found) for found in rows.values()]
-
-
 def train_diffusion(
     latents: Tensor,
-    captions: tuple[str, ...],
+    pool: Pool,
     painter: Painter,
     plan: DiffusionPlan,
     checkpoint: Path,
@@ -192,7 +184,7 @@ def train_diffusion(
     parts = {"modules": modules, "average": average, "optimiser": optimiser}
     step = first = load_checkpoint(checkpoint, parts)
     painter.unet.set_attn_processor(PlainAttention())
-    loss_of = _loss_function(latents, captions, painter, plan)
+    loss_of = _loss_function(latents, pool, painter, plan)
     threads, mean_loss = ThreadTuner(), 1.0
     started = saved = monotonic()
     while step < plan.steps:
@@ -221,34 +213,41 @@ def train_diffusion(
     modules.eval()
 
 
+def _rows_of(pool: Pool, kind: str) -> list[Tensor]:
+    """For each different caption of a kind the rows of the pool that show it."""
+    rows: dict[str, list[int]] = {}
+    for i, text in enumerate(pool.captions):
+        if pool.kinds[i] == kind:
+            rows.setdefault(text, []).append(i)
+    return [torch.tensor(found) for found in rows.values()]
+
+
 def _loss_function(
-    latents: Tensor, captions: tuple[str, ...], painter: Painter, plan: DiffusionPlan
+    latents: Tensor, pool: Pool, painter: Painter, plan: DiffusionPlan
 ) -> Callable[[int], Tensor]:
     """The loss of the batch of a step: everything random in it depends on the step alone."""
-    texts, rows = _rows_of(captions)
-    ids = token_ids(painter.tokenizer, [*texts, ""])
+    rows = {kind: _rows_of(pool, kind) for kind in set(MIX)}
+    ids = token_ids(painter.tokenizer, [*pool.captions, ""])
     alphas = make_scheduler().alphas_cumprod.double()
     device = painter.unet.device
-    count = plan.captions * plan.scenes
+    slots = [MIX[i % len(MIX)] for i in range(plan.batch)]
+
+    def one_of(choices: Sequence, generator: torch.Generator) -> Tensor:
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
 
     def loss_of(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(1_000_003 + step)
-        chosen = torch.randint(len(texts), (plan.captions,), generator=generator).tolist()
-        picks = [
-            rows[text][torch.randint(len(rows[text]), (plan.scenes,), generator=generator)]
-            for text in chosen
-        ]
-        clean = latents[torch.cat(picks)]
+        picks = torch.stack([one_of(one_of(rows[kind], generator), generator) for kind in slots])
+        clean = latents[picks]
         noise = torch.randn(clean.shape, generator=generator)
-        levels = draw_levels(count, alphas, generator)
+        levels = draw_levels(plan.batch, alphas, generator)
         alpha = alphas[levels].float()[:, None, None, None]
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        owner = torch.arange(plan.captions).repeat_interleave(plan.scenes)
-        owner[torch.rand(count, generator=generator) < plan.empty_prompts] = plan.captions
+        said = picks.clone()
+        said[torch.rand(plan.batch, generator=generator) < plan.empty_prompts] = len(ids) - 1
         with torch.autocast(device.type, torch.bfloat16):
-            context = painter.text_encoder(ids[[*chosen, len(texts)]].to(device))
-            embedded = context.last_hidden_state[owner.to(device)]
-            out = painter.unet(noisy.to(device), levels.to(device), embedded).sample
+            context = painter.text_encoder(ids[said].to(device)).last_hidden_state
+            out = painter.unet(noisy.to(device), levels.to(device), context).sample
         return F.mse_loss(out.float(), noise.to(device))
 
     return loss_of

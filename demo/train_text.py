@@ -1,12 +1,14 @@
 """The text side: a byte-level BPE learned from the captions, and CLIP's text transformer, small.
 
-Before the UNet sees it, the transformer learns to read: at every word it tells the attributes named
-so far. That takes a minute and gives the UNet's attention words to look at from its first step.
+Before the UNet sees it, the transformer learns to read: at every word it tells what was said of the
+object named last. That takes a minute or two and gives the UNet's attention words to look at from
+its first step.
 """
 
 import json
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,15 +18,22 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .model_files import token_ids
-from .scenes import BACKGROUNDS, COLORS, SHAPES, TEXTURES, Scene, caption
+from .scenes import BACKGROUNDS, PLACES, Scene, caption, phrases
+from .shapes import SHAPES
+from .things import COLORS, TEXTURES
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77
 TEXT_WIDTH = 96
 
-_READING_STEPS = 400
+_READING_STEPS = 800
 _READING_BATCH = 48
 _IGNORED = -100
+#: So many tokens of a caption are read: the longest has 20.
+_READ = 24
+_KEEP = 10.0
+#: What is told at a word; the last place is none at all.
+_KINDS = (COLORS, SHAPES, TEXTURES, (*PLACES, ""), BACKGROUNDS)
 
 
 def byte_symbols() -> list[str]:
@@ -34,10 +43,17 @@ def byte_symbols() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
 
 
-def learn_merges(captions: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Byte pair encoding, merged on until every word of the captions is one token."""
+def learn_merges(
+    captions: tuple[str, ...], known: tuple[tuple[str, str], ...] = ()
+) -> list[tuple[str, str]]:
+    """Byte pair encoding, merged on until every word of the captions is one token.
+
+    The merges that are already `known` come first, and are not told again.
+    """
     counts = Counter(word for text in captions for word in text.split())
     words = {word: (*word[:-1], f"{word[-1]}</w>") for word in sorted(counts)}
+    for pair in known:
+        words = {word: _merged(symbols, pair) for word, symbols in words.items()}
     merges: list[tuple[str, str]] = []
     while any(len(symbols) > 1 for symbols in words.values()):
         pairs: Counter[tuple[str, str]] = Counter()
@@ -86,6 +102,22 @@ def write_tokenizer(folder: Path, captions: tuple[str, ...]) -> None:
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def extend_tokenizer(folder: Path, captions: tuple[str, ...]) -> None:
+    """Give the tokenizer in a folder the words of more captions; every old token keeps its number.
+
+    New tokens come after all the others, and new merges too: an old caption is read as before.
+    """
+    tokens = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    known = tuple(tuple(line.split(" ")) for line in lines[1:])
+    merges = learn_merges(captions, known)
+    first = 1 + max(tokens.values())
+    tokens |= {"".join(pair): first + i for i, pair in enumerate(merges)}
+    _write_json(folder / "vocab.json", tokens)
+    lines += [" ".join(pair) for pair in merges]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -109,21 +141,41 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
+def with_more_tokens(encoder: CLIPTextModel, count: int) -> CLIPTextModel:
+    """The same text transformer for a vocabulary of `count` tokens; new ones mean nothing yet."""
+    config = deepcopy(encoder.config)
+    config.vocab_size = count
+    wider = CLIPTextModel(config)
+    state, old = wider.state_dict(), encoder.state_dict()
+    for name, value in old.items():
+        if value.shape != state[name].shape:  # the table of embeddings alone
+            drawn = torch.randn(state[name].shape, generator=torch.Generator().manual_seed(4))
+            state[name] = torch.cat([value, value.std() * drawn[len(value) :]])
+        else:
+            state[name] = value
+    wider.load_state_dict(state)
+    return wider
+
+
 def learn_to_read(
     encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
     contents: tuple[Scene, ...],
     device: torch.device,
     report: Callable[[str], None],
+    keep: tuple[str, ...] = (),
 ) -> None:
-    """Teach the transformer to tell, at every word, the attributes that were named so far."""
-    ids = token_ids(tokenizer, [caption(scene) for scene in contents])[:, :16]
+    """Teach the transformer to tell, at every word, what was said of the object named last.
+
+    What it makes of the captions `keep` stays nearly as it is: a UNet knows them so.
+    """
+    ids = token_ids(tokenizer, [caption(scene) for scene in contents])[:, :_READ]
     labels = torch.stack([_labels(scene) for scene in contents])
-    kinds = (COLORS, SHAPES, TEXTURES, BACKGROUNDS)
-    heads = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(kind)) for kind in kinds).to(device)
+    heads = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(kind)) for kind in _KINDS).to(device)
     parameters = [*encoder.parameters(), *heads.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
     generator = torch.Generator().manual_seed(3)
+    drift_of = _drift(encoder, tokenizer, keep, device)
     for step in range(_READING_STEPS):
         pick = torch.randint(len(contents), (_READING_BATCH,), generator=generator)
         states = encoder(ids[pick].to(device)).last_hidden_state
@@ -132,21 +184,52 @@ def learn_to_read(
             F.cross_entropy(head(states).flatten(0, 1), wanted[:, i].flatten())
             for i, head in enumerate(heads)
         )
+        drift = drift_of(generator)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss + _KEEP * drift).backward()
         optimiser.step()
         if (step + 1) % 200 == 0:
-            report(f"reading {step + 1}/{_READING_STEPS}: loss {loss.item():.4f}")
+            report(
+                f"reading {step + 1}/{_READING_STEPS}: loss {loss.item():.4f}, "
+                f"drift {drift.item():.4f}"
+            )
+
+
+def _drift(
+    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, keep: tuple[str, ...], device: torch.device
+) -> Callable[[torch.Generator], Tensor]:
+    """Mean squared distance to what the transformer makes of some captions now."""
+    if not keep:
+        return lambda generator: torch.zeros((), device=device)
+    ids = token_ids(tokenizer, list(keep)).to(device)
+    with torch.no_grad():
+        before = torch.cat([encoder(part).last_hidden_state for part in ids.split(64)])
+
+    def drift_of(generator: torch.Generator) -> Tensor:
+        pick = torch.randint(len(ids), (_READING_BATCH // 2,), generator=generator).to(device)
+        return F.mse_loss(encoder(ids[pick]).last_hidden_state, before[pick])
+
+    return drift_of
 
 
 def _labels(scene: Scene) -> Tensor:
-    """Attribute numbers `[4, 16]` from the word that names each to the last; else ignored."""
-    words = caption(scene).split()
-    last = len(words)
-    color = 1 + words.index(scene.color)
-    labels = torch.full((4, 16), _IGNORED)
-    labels[0, color : last + 1] = list(COLORS).index(scene.color)
-    labels[1, color + 1 : last + 1] = list(SHAPES).index(scene.shape)
-    labels[2, color : last + 1] = TEXTURES.index(scene.texture)
-    labels[3, last : last + 1] = list(BACKGROUNDS).index(scene.background)
+    """Numbers `[5, 24]` of attributes at the words that come after their naming; else ignored."""
+    labels = torch.full((len(_KINDS), _READ), _IGNORED)
+    last = len(caption(scene).split())
+    start = 1
+    for thing, phrase in zip(scene.things, phrases(scene), strict=True):
+        words = phrase.split()
+        color, shape = start + words.index(thing.color), start + words.index(thing.shape)
+        end = start + len(words)
+        labels[:, start:] = _IGNORED
+        labels[0, color : last + 1] = list(COLORS).index(thing.color)
+        labels[1, shape : last + 1] = list(SHAPES).index(thing.shape)
+        labels[2, color : last + 1] = TEXTURES.index(thing.texture)
+        place = phrase.removeprefix(f"{thing}").strip()
+        if place:
+            labels[3, end - 1 : last + 1] = list(PLACES).index(place)
+        start = end + 1
+    if scene.place is None:
+        labels[3, last] = len(PLACES)
+    labels[4, last] = list(BACKGROUNDS).index(scene.background)
     return labels

@@ -26,6 +26,34 @@ def test_a_random_scene_depends_on_its_seed_alone():
     assert len({Scene.random(seed) for seed in range(50)}) == 50
 
 
+@pytest.mark.parametrize(
+    ("seed", "said", "spot", "mean", "deviation", "area"),
+    [
+        (0, "a dotted black heart on grass", (62.62, 78.31, 36.2), 0.427067, 0.193934, 3787.244),
+        (3, "a dotted red square on grass", (76.75, 48.82, 30.73), 0.496512, 0.195148, 2920.244),
+        (7, "a blue triangle on grass", (81.06, 71.38, 30.56), 0.482587, 0.182661, 2359.027),
+        (
+            1234,
+            "a dotted green cross on a brick wall",
+            (62.22, 59.46, 28.02),
+            0.504473,
+            0.195062,
+            2072.025,
+        ),
+    ],
+)
+def test_a_seed_draws_what_it_always_drew(seed, said, spot, mean, deviation, area):
+    """Workflows and published figures name scenes by their seeds."""
+    scene = Scene.random(seed)
+    assert caption(scene) == said
+    assert (scene.x, scene.y, scene.size) == spot
+    assert scene.other is None and scene.place is None
+    image, mask = (part.double() for part in render(scene))
+    assert image.mean().item() == pytest.approx(mean, abs=2e-6)
+    assert image.std().item() == pytest.approx(deviation, abs=2e-6)
+    assert mask.sum().item() == pytest.approx(area, abs=2e-3)
+
+
 def test_image_and_mask_have_the_promised_shape_and_range():
     for content in distinct(12):
         image, mask = render(content)

@@ -1,0 +1,94 @@
+"""The training of the embedded model: what a batch holds, and going on where it was stopped."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from palimpsest.demo import train_diffusion
+from palimpsest.demo.model_files import WEIGHTS, Painter
+from palimpsest.demo.scenes import caption
+from palimpsest.demo.train_data import MIX, Pool, training_scenes
+from palimpsest.demo.train_diffusion import DiffusionPlan, make_unet
+from palimpsest.demo.train_text import make_text_encoder
+from transformers import CLIPTokenizer
+
+PLAN = DiffusionPlan(widths=(32, 64), steps=4, batch=16, warm_up=1, save_seconds=0, grid_steps=2)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    scenes = training_scenes(4 * len(MIX))
+    captions = tuple(caption(scene) for scene in scenes)
+    return Pool(np.zeros(0), np.zeros(0), captions, MIX * 4)
+
+
+@pytest.fixture(scope="module")
+def latents(pool):
+    shape = (len(pool.captions), 4, 16, 16)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def new_painter():
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+    return Painter(make_unet(PLAN.widths), make_text_encoder(tokenizer), tokenizer)
+
+
+def trained(latents, pool, checkpoint, show, plan=PLAN):
+    painter, lines = new_painter(), []
+    train_diffusion.train_diffusion(latents, pool, painter, plan, checkpoint, lines.append, show)
+    return {**painter.unet.state_dict(), **painter.text_encoder.state_dict()}
+
+
+def test_a_stopped_training_goes_on_exactly(latents, pool, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(step):
+        raise Stopped
+
+    whole = trained(latents, pool, tmp_path / "whole.pt", lambda step: None)
+    with pytest.raises(Stopped):
+        trained(latents, pool, tmp_path / "parts.pt", stop)
+    parts = trained(latents, pool, tmp_path / "parts.pt", lambda step: None)
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+
+
+def test_a_longer_plan_goes_on_from_the_end_of_a_shorter_one(latents, pool, tmp_path):
+    steps = []
+    trained(latents, pool, tmp_path / "unet.pt", steps.append, replace(PLAN, steps=3))
+    trained(latents, pool, tmp_path / "unet.pt", steps.append, replace(PLAN, steps=5))
+    assert steps == [2, 4]
+
+
+def test_a_batch_holds_the_kinds_of_the_mix(latents, pool):
+    seen = []
+
+    class Tokens:
+        """The numbers of the rows in the place of what they show."""
+
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+        def __call__(self, texts, **options):
+            batch = tokenizer(texts, **options)
+            batch["input_ids"] = torch.arange(len(texts))[:, None].expand(-1, 77).contiguous()
+            return batch
+
+    painter = new_painter()
+    tokenizer = painter.tokenizer
+
+    def text_encoder(ids):
+        seen.append(ids[:, 0].tolist())
+        return painter.text_encoder(ids)
+
+    spied = Painter(painter.unet, text_encoder, Tokens())
+    loss_of = train_diffusion._loss_function(latents, pool, spied, PLAN)
+    with torch.no_grad():
+        assert loss_of(0) == loss_of(0) != loss_of(1)
+    empty = len(pool.captions)
+    for rows in seen:
+        kinds = [None if row == empty else pool.kinds[row] for row in rows]
+        assert all(kind in (None, wanted) for kind, wanted in zip(kinds, MIX, strict=True))
+    assert seen[0] == seen[1] != seen[2]
