@@ -103,50 +103,6 @@ def source_roles(control: Control) -> tuple[Role, ...]:
     return tuple(role for role in ROLES if role in wanted)
 
 
-@dataclass(frozen=True)
-class OneRow:
-    """A control over a source whose two rows are shown the same, so that one says what both do.
-
-    Attributes:
-        control: The control.
-    """
-
-    control: Control
-
-    def source_role(self, role: Role) -> Role | None:
-        """The conditional row, wherever any is read."""
-        return None if self.control.source_role(role) is None else "cond"
-
-    def active(self, at: Moment) -> bool:
-        """See `Control`."""
-        return self.control.active(at)
-
-    def reads(self, site: Site, at: Moment) -> bool:
-        """See `Control`."""
-        return self.control.reads(site, at)
-
-    def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
-        """See `Control`."""
-        return self.control.kept(site, own, at)
-
-    def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> tuple[QKV, ...] | None:
-        """See `Control`."""
-        return self.control.terms(own, source, site, at)
-
-
-class _OneRowOfFeatures(OneRow):
-    """The same where features of residual blocks are read as well."""
-
-    def feature(self, own: Tensor, source: Tensor, site: Site, at: Moment) -> Tensor:
-        """See `FeatureControl`."""
-        return self.control.feature(own, source, site, at)
-
-
-def over_one_row(control: Control) -> OneRow:
-    """A control, to be used over a source whose two rows are shown the same."""
-    return (_OneRowOfFeatures if isinstance(control, FeatureControl) else OneRow)(control)
-
-
 #: What was recorded at a site.
 Recorded = QKV | Tensor
 

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.bank import Bank, over_one_row, source_roles
+from palimpsest.pipelines.attention.bank import Bank, source_roles
 from palimpsest.pipelines.attention.hooks import QKV, ROLES, Site, attend
 from palimpsest.pipelines.attention.masactrl import MasaCtrl
+from palimpsest.pipelines.attention.one_row import over_one_row
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.unit.analytic import distance, moment, picture
 from palimpsest.tests.unit.maps import attention, attention_maps, look

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.bank import Bank, FeatureControl, over_one_row, source_roles
+from palimpsest.pipelines.attention.bank import Bank, FeatureControl, source_roles
 from palimpsest.pipelines.attention.hooks import QKV, Site, attend
 from palimpsest.pipelines.attention.masactrl import MasaCtrl
+from palimpsest.pipelines.attention.one_row import over_one_row
 from palimpsest.pipelines.attention.plug_and_play import PlugAndPlay
 from palimpsest.pipelines.attention.prompt_to_prompt import chained, rewrite_prompt
 from palimpsest.pipelines.attention.stack import stacked
