@@ -197,8 +197,15 @@ class Edit:
         if rows == "guided":
             return self.branches.source(source, at.sigma)
         if rows == "recorded" and self.branches.record is not None:
-            self.branches.record(source, at.sigma)
+            self._fill(source, at)
         return None
+
+    def _fill(self, source: Tensor, at: Moment) -> None:
+        """Run the source rows that are read, for what is seen in them."""
+        if self.bank is None:
+            self.branches.record(source, at.sigma)
+        else:
+            self.bank.fill(self.branches.record, source)
 
     def _denoise_chain(self, chain: Tensor, at: Moment, d_source: Tensor | None) -> Tensor | None:
         """The prediction along the chain whose residual is added to the target, if one is."""

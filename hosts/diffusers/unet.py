@@ -153,9 +153,9 @@ class DiffusersUNet:
         values = here["cond"].values if "cond" in here else None
         with hooked(self.unet, hooks, tuple(here), values):
             shown = conditions(list(here.values()), len(x), z.dtype)
+            if rows is not None:
+                rows.add(len(z))
             out = self.unet(z, timesteps, **shown).sample
-        if rows is not None:
-            rows.add(len(z))
         level = per_row(sigma, x).to(x.dtype)
         return [self._mean(x, part.to(x.dtype), level) for part in out.chunk(count)]
 

@@ -127,9 +127,16 @@ class KeptFeatures(Protocol):
         ...
 
 
+class Left(Exception):
+    """The source's rows have left their network: all that a step reads of them is there."""
+
+
 @dataclass
 class Bank:
     """What the source row leaves for the target rows, for one step. Made and dropped by one edit.
+
+    The source's rows leave their network after the last place that is read in the step, once a
+    whole call has shown which places there are.
 
     Attributes:
         control: Who decides what is recorded and what is made of it.
@@ -143,6 +150,9 @@ class Bank:
     watches: tuple[Watch, ...] = ()
     at: Moment | None = None
     _stored: dict[Place, Recorded] = field(default_factory=dict)
+    _known: tuple[Site, ...] = ()
+    _way: list[Site] = field(default_factory=list)
+    _last: int | None = None
 
     def begin(self, at: Moment | None) -> None:
         """Start a step and forget the last one; None where there is no further step."""
@@ -154,6 +164,22 @@ class Bank:
         if not self.control.active(at):
             return False
         return self.features is None or not self.features.serve(self.control, at)
+
+    def fill(self, record: Denoiser, x: Tensor) -> None:
+        """Run the source's rows for the step.
+
+        Args:
+            record: They, with `recording` in them.
+            x: [B, C, ...] where the source stands.
+        """
+        read = [read_by_target(self.control, site, self.at) for site in self._known]
+        self._last = max((i for i, is_read in enumerate(read) if is_read), default=None)
+        self._way = []
+        try:
+            record(x, self.at.sigma)
+        except Left:
+            return
+        self._known = tuple(self._way)
 
     @property
     def empty(self) -> bool:
@@ -183,11 +209,22 @@ class Bank:
         """Keep the source's tensors where the control will read them."""
         if read_by_target(self.control, site, self.at):
             self._stored[place_of(site)] = self.control.kept(site, qkv, self.at)
+        self._pass(site)
 
     def record_feature(self, site: Site, feature: Tensor) -> None:
         """The same for what a residual block adds."""
         if read_by_target(self.control, site, self.at):
             self._stored[place_of(site)] = feature
+        self._pass(site)
+
+    def _pass(self, site: Site) -> None:
+        """Leave the network after the last place that is read; not where it runs another way."""
+        self._way.append(site)
+        here = len(self._way) - 1
+        if self._last is None or here > self._last or self._known[here] != site:
+            self._last = None
+        elif here == self._last:
+            raise Left
 
     def inject(self, site: Site, qkv: QKV) -> tuple[QKV, ...] | None:
         """The controlled attention of the target rows, or None where the control is idle."""
@@ -260,7 +297,7 @@ def beside_source(
     if bank is not None:
         bank.begin(at)
         if record is not None and bank.runs(at):
-            record(x, at.sigma)
+            bank.fill(record, x)
     yield
     if bank is not None:
         bank.begin(None)

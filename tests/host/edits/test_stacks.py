@@ -10,6 +10,7 @@ from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.features import feature_store
 from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.words import prompt_tokens
+from palimpsest.pipelines.attention.bank import Bank
 from palimpsest.pipelines.attention.features import FeatureRecorder
 from palimpsest.pipelines.attention.local_blend import LocalBlend, blend_columns
 from palimpsest.pipelines.attention.masactrl import MasaCtrl
@@ -233,3 +234,41 @@ def blended_of(control):
         for p in (control.words.source, control.words.targets[0])
     ]
     return stacked([control.control, LocalBlend(*columns)])
+
+
+# -- leaving the source's network ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize(
+    "control",
+    [
+        lambda *tokens: rewrite_prompt(*tokens, cross_window=(0, 0.3), self_window=(0, 0.8)),
+        lambda *tokens: rewrite_prompt(*tokens, cross_window=(0, 0), self_pixels=16),
+        lambda *_: PlugAndPlay((0.0, 0.3), (0.0, 1.0), layers=(0.0, 1.0)),
+        lambda *_: MasaCtrl((0.0, 1.0), (0.0, 0.6)),
+    ],
+    ids=["words", "coarse", "features", "both rows"],
+)
+def test_a_source_that_leaves_its_network_says_the_same(request, monkeypatch, family, control):
+    """Bit for bit, in both hosts; the first whole call shows what there is to pass."""
+    monkeypatch.setattr(agree, "words", control)
+    folder = request.getfixturevalue(f"{family}_folder")
+    loaded = agree.in_comfyui(folder)
+    setting = agree.Setting(latent_for(loaded))
+    made, _ = agree.request(loaded, setting)
+    passed = []
+    plain = Bank._pass
+
+    def count(bank, site):
+        passed.append(site)
+        plain(bank, site)
+
+    monkeypatch.setattr(Bank, "_pass", count)
+    ours, (theirs, *_), left = edit(made), headless(folder, loaded, setting), len(passed)
+    passed.clear()
+    plain = lambda bank, site: None
+    whole, (there, *_) = edit(made), headless(folder, loaded, setting)
+    assert torch.equal(ours.latent, whole.latent) and torch.equal(theirs, there)
+    assert ours.spent.rows == whole.spent.rows
+    assert left < len(passed)

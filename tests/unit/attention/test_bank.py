@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -193,3 +193,84 @@ def test_every_image_of_a_batch_reads_its_own_source():
     bank.record(SELF, source)
     (term,) = bank.inject(SELF, qkv(4, seed=3))
     assert torch.equal(term.v, source.v[[0, 0, 1, 1]])
+
+
+# -- leaving the source's network ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Up(Borrow):
+    """Reads self-attention up to a layer that is lower with every step."""
+
+    def active(self, at):
+        return True
+
+    def reads(self, site, at):
+        return site.kind == "self" and site.layer <= 3 - at.step
+
+
+@dataclass
+class Layers:
+    """A network of four layers, both attentions in each, that tells how far it ran."""
+
+    bank: Bank
+    roles: tuple = ("cond",)
+    tokens: int = 6
+    ran: list = field(default_factory=list)
+
+    def __call__(self, x, sigma):
+        self.ran = []
+        for layer in range(4):
+            for kind in ("self", "cross"):
+                for role in self.roles:
+                    self.ran.append((kind, layer, role))
+                    self.bank.recording.attention(Site(kind, layer, role, self.tokens), qkv(1))
+        return x
+
+
+def filled(bank, network):
+    """How many places the source's rows passed in every step."""
+    passed = []
+    for at in AT[:4]:
+        bank.begin(at)
+        bank.fill(network, torch.zeros(1))
+        passed.append(len(network.ran))
+        for layer in range(4 - at.step):
+            bank.inject(Site("self", layer, "cond", 6), qkv(1))  # all that is read is there
+    return passed
+
+
+def test_after_a_whole_call_the_source_leaves_its_network_where_nothing_more_is_read():
+    bank = Bank(Up())
+    assert filled(bank, Layers(bank)) == [8, 5, 3, 1]
+
+
+def test_it_does_not_leave_before_every_row_has_passed():
+    @dataclass(frozen=True)
+    class Both(Up):
+        def source_role(self, role):
+            return role
+
+    bank = Bank(Both())
+    assert filled(bank, Layers(bank, roles=("uncond", "cond"))) == [16, 10, 6, 2]
+
+
+def test_a_network_that_runs_another_way_is_run_to_its_end():
+    bank = Bank(Up())
+    network = Layers(bank)
+    assert filled(bank, network)[0] == 8
+    network.tokens = 3
+    bank.begin(AT[2])
+    bank.fill(network, torch.zeros(1))
+    assert len(network.ran) == 8
+
+
+def test_what_else_goes_wrong_in_the_network_is_not_taken_for_leaving_it():
+    bank = Bank(Up())
+    bank.begin(AT[0])
+
+    def broken(x, sigma):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        bank.fill(broken, torch.zeros(1))
