@@ -165,11 +165,28 @@ class Bank:
     watches: tuple[Watch, ...] = ()
     at: Moment | None = None
     _stored: dict[Place, Recorded] = field(default_factory=dict)
+    _asked: bool = False
 
     def begin(self, at: Moment | None) -> None:
-        """Start a step and forget the last one; None where there is no further step."""
-        self.at = at
+        """Start a step and forget the last one; None ends one.
+
+        Raises:
+            PalimpsestError: If the step that ends had a source, and no row of the target ran.
+        """
+        if at is None and self._unasked:
+            raise PalimpsestError(
+                "Another node skipped the network in a step in which the control acts (EasyCache "
+                "or LazyCache, for example): take that node away, or edit without the control."
+            )
+        self.at, self._asked = at, False
         self._stored.clear()
+
+    @property
+    def _unasked(self) -> bool:
+        """Whether there is something of the source in this step, and no one came for it."""
+        if self.at is None or self._asked:
+            return False
+        return bool(self._stored) or (self.control.active(self.at) and not self.runs(self.at))
 
     def runs(self, at: Moment) -> bool:
         """Whether a step runs its source row: the control reads it, and it was not kept before."""
@@ -213,6 +230,7 @@ class Bank:
 
     def inject(self, site: Site, qkv: QKV) -> tuple[QKV, ...] | None:
         """The controlled attention of the target rows, or None where the control is idle."""
+        self._asked = True
         if self.control.source_role(site.role) is None:
             return None
         stored = self._read(site)
@@ -235,6 +253,7 @@ class Bank:
 
     def _read(self, site: Site) -> Recorded | None:
         """What the source left for the target's rows of a site; None where they do not read it."""
+        self._asked = True
         role = self.control.source_role(site.role)
         if role is None or not self.control.reads(site, self.at):
             return None
