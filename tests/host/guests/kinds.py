@@ -94,11 +94,12 @@ def control_of(loaded, kind, target=TARGET, source=SOURCE):
     return BoundControl(kind(*tokens), *(prompt(loaded, text)[0][0] for text in texts))
 
 
-def inverted(loaded, model=None, *, text=SOURCE, batch=1, steps=STEPS, **prompts):
+def inverted(loaded, model=None, *, text=SOURCE, batch=1, steps=STEPS, latent=None, **prompts):
     """The picture's own noise, under which an edit into its own prompt is the picture."""
     shown = {"positive": prompt(loaded, text), "negative": prompt(loaded, ""), **prompts}
     model = model or loaded.model
-    latent, levels = latent_for(loaded, batch=batch), schedule(model, "simple", steps, 0.3)
+    latent = latent_for(loaded, batch=batch) if latent is None else latent
+    levels = schedule(model, "simple", steps, 0.3)
     picture = Picture(model, samples=latent, levels=levels, cfg=2.0, feature="Invert", **shown)
     return invert_noise(picture, EDIT_FRIENDLY, seed=1)[0]
 
