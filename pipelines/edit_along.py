@@ -91,7 +91,8 @@ def _bank(
         control = over_one_row(control)
     kept = trajectory.features
     same = kept is not None and kept.key == lender.features_key()
-    return Bank(control, kept if correction.on_chain and same else None, watches)
+    served = kept if correction.on_chain and same else None
+    return Bank(control, served, watches, leaves=lender.alone)
 
 
 def _asked(trajectory: Trajectory) -> tuple[Asked, Asked]:

@@ -69,6 +69,11 @@ class Lender(Protocol):
         """Guidance scale of the edit."""
         ...
 
+    @property
+    def alone(self) -> bool:
+        """Whether no one else takes part in the calls of the source, so that one may be left."""
+        ...
+
     def denoiser(self, asked: Asked) -> Denoiser:
         """The guided denoiser of a branch."""
         ...

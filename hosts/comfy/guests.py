@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+
+from ...pipelines.errors import PalimpsestError
 
 #: Parts of a model that every loader sets, or that are known by their values.
 _OWN_OBJECTS = {"model_sampling", "latent_format", "manual_cast_dtype"}
@@ -53,3 +58,28 @@ def _empty(value: Any) -> bool:
 def _replaces_parts(model: ModelPatcher) -> bool:
     """Whether parts of the network were exchanged, or code is put into it while it runs."""
     return bool(set(model.object_patches) - _OWN_OBJECTS or set(model.injections) - {_BYPASS})
+
+
+def check_not_compiled(model: BaseModel) -> None:
+    """Refuse a network that was compiled in its place, whole or in parts.
+
+    Core's node for torch.compile leaves the network as it is, see `without_compiled`.
+
+    Raises:
+        PalimpsestError: In one sentence.
+    """
+    if any(name.endswith("_orig_mod") for name, _ in model.diffusion_model.named_modules()):
+        raise PalimpsestError(
+            "The model's network was compiled in its place, where a control cannot look into it: "
+            "use core's TorchCompileModel, which leaves it as it is, or edit without the control."
+        )
+
+
+def without_compiled(options: dict[str, Any]) -> None:
+    """Have calls with these options, a copy of ours, run the network as it is, not compiled.
+
+    Compiled code does not look at the options again (core says so to torch), and would go on with
+    the functions that it saw in its first call.
+    """
+    wrappers = options.get("transformer_options", {}).get("wrappers", {})
+    wrappers.get(WrappersMP.APPLY_MODEL, {}).pop(COMPILE_KEY, None)

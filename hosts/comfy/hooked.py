@@ -12,6 +12,7 @@ from torch import Tensor
 from ...pipelines.attention.hooks import NO_HOOKS, AttentionHook, Hooks
 from .attention import hooked_options
 from .calls import TOKEN, Call
+from .guests import check_not_compiled, without_compiled
 from .guidance import asked_by_core
 from .joint import joint_options
 from .residual import feature_options
@@ -37,7 +38,9 @@ def seen(model: BaseModel, options: dict[str, Any], hooks: Hooks, call: Call) ->
     """Options for one call of ours, which hooks see from inside; others may have made them."""
     if hooks == NO_HOOKS:
         return options
+    check_not_compiled(model)
     options = create_model_options_clone(options)
+    without_compiled(options)
     options.setdefault("transformer_options", {})[TOKEN] = call
     if hooks.attention is not None:
         options = attention_options(model, options, hooks.attention)

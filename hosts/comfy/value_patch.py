@@ -11,6 +11,7 @@ from torch import Tensor
 from ...pipelines.attention.value_mapping import ValuesAt, value_contexts
 from .calls import Prompts
 from .coordinates import Coordinates
+from .guests import without_compiled
 from .session import Session
 
 
@@ -24,6 +25,7 @@ def with_values(session: Session, values_at: ValuesAt) -> Session:
         values_at: The mapping of a level; None leaves the values of that level alone.
     """
     options = comfy.model_patcher.create_model_options_clone(session.options)
+    without_compiled(options)
     patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
     positives = [*session.source["positive"], *session.target["positive"]]
     negatives = [*session.source["negative"], *session.target["negative"]]

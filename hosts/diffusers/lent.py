@@ -25,6 +25,7 @@ class Lent:
     cfg: float
     rows: RowCount | None
     scale: Scale = vp_scale
+    alone: bool = True
 
     def denoiser(self, asked: Asked) -> Denoiser:
         """The guided denoiser of a branch."""

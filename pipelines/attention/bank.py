@@ -142,22 +142,41 @@ class Bank:
         control: Who decides what is recorded and what is made of it.
         features: What the inversion kept already; its steps need no source row.
         watches: Who sees the attention of both rows.
+        leaves: Whether a call of the source's rows may be left before its end.
         at: The step that it stands in; None before the first.
     """
 
     control: Control
     features: KeptFeatures | None = None
     watches: tuple[Watch, ...] = ()
+    leaves: bool = True
     at: Moment | None = None
     _stored: dict[Place, Recorded] = field(default_factory=dict)
     _known: tuple[Site, ...] = ()
     _way: list[Site] = field(default_factory=list)
     _last: int | None = None
+    _asked: bool = False
 
     def begin(self, at: Moment | None) -> None:
-        """Start a step and forget the last one; None where there is no further step."""
-        self.at = at
+        """Start a step and forget the last one; None ends one.
+
+        Raises:
+            PalimpsestError: If the step that ends had a source, and no row of the target ran.
+        """
+        if at is None and self._unasked:
+            raise PalimpsestError(
+                "Another node skipped the network in a step in which the control acts (EasyCache "
+                "or LazyCache, for example): take that node away, or edit without the control."
+            )
+        self.at, self._asked = at, False
         self._stored.clear()
+
+    @property
+    def _unasked(self) -> bool:
+        """Whether there is something of the source in this step, and no one came for it."""
+        if self.at is None or self._asked:
+            return False
+        return bool(self._stored) or (self.control.active(self.at) and not self.runs(self.at))
 
     def runs(self, at: Moment) -> bool:
         """Whether a step runs its source row: the control reads it, and it was not kept before."""
@@ -172,7 +191,8 @@ class Bank:
             record: They, with `recording` in them.
             x: [B, C, ...] where the source stands.
         """
-        read = [read_by_target(self.control, site, self.at) for site in self._known]
+        known = self._known if self.leaves else ()
+        read = [read_by_target(self.control, site, self.at) for site in known]
         self._last = max((i for i, is_read in enumerate(read) if is_read), default=None)
         self._way = []
         try:
@@ -228,6 +248,7 @@ class Bank:
 
     def inject(self, site: Site, qkv: QKV) -> tuple[QKV, ...] | None:
         """The controlled attention of the target rows, or None where the control is idle."""
+        self._asked = True
         if self.control.source_role(site.role) is None:
             return None
         source = self.source_of(site, qkv)
@@ -254,6 +275,7 @@ class Bank:
 
     def _read(self, site: Site) -> Recorded | None:
         """What the source left for the target's rows of a site; None where they do not read it."""
+        self._asked = True
         role = self.control.source_role(site.role)
         if role is None or not self.control.reads(site, self.at):
             return None

@@ -32,25 +32,25 @@ class CrossMaps:
     """
 
     cells: int
-    _seen: dict[Site, QKV] = field(default_factory=dict)
+    _seen: dict[int, tuple[QKV, int]] = field(default_factory=dict)
 
     def record(self, site: Site, qkv: QKV) -> None:
         """An attention hook that changes nothing."""
         if site.kind == "cross" and site.role == "cond":
-            self._seen[site] = qkv
+            # By layer alone: a call at another size takes the place of the one before it.
+            self._seen[site.layer] = (qkv, site.heads)
 
     def take(self) -> list[Tensor]:
         """[B, heads, P, S] float32 maps of the call that was just made; gradients flow."""
-        maps = [attention_map(self._seen[site], site.heads) for site in self._layers()]
+        maps = [attention_map(*self._seen[layer]) for layer in self._layers()]
         self._seen.clear()
         return maps
 
-    def _layers(self) -> list[Site]:
+    def _layers(self) -> list[int]:
         """The layers whose maps count."""
-        sizes = {qkv.q.shape[1] for qkv in self._seen.values()}
+        sizes = {qkv.q.shape[1] for qkv, _ in self._seen.values()}
         size = min(sizes, key=lambda n: (abs(math.log(n * CELLS_PER_QUERY / self.cells)), -n))
-        here = [site for site, qkv in self._seen.items() if qkv.q.shape[1] == size]
-        layers = sorted(here, key=lambda site: site.layer)
+        layers = sorted(n for n, (qkv, _) in self._seen.items() if qkv.q.shape[1] == size)
         if len(layers) <= MOST_LAYERS:
             return layers
         return [layers[i * (len(layers) - 1) // (MOST_LAYERS - 1)] for i in range(MOST_LAYERS)]

@@ -139,6 +139,8 @@ class Blending:
             return None
         if not blend.looks:
             return blend.region
+        if self.source.empty:
+            return None  # so far only rows without words ran
         found = self._found()
         if blend.region is None:
             return found

@@ -36,7 +36,7 @@ DEFAULTS = {
     "attention.words.Word": {"cuts": (), "glued": False},
     "attention.hooks.Site": {"tokens": 0, "text": 0, "layers": 0, "depths": (), "heads": 1},
     # LocalBlend as published: a threshold of 0.3, from a fifth of the steps on.
-    "attention.bank.Bank": {"watches": ()},
+    "attention.bank.Bank": {"watches": (), "leaves": True},
     "attention.local_blend.LocalBlend": {
         "threshold": 0.3,
         "out_threshold": 0.3,
@@ -167,6 +167,7 @@ def defaults_of(value):
     return {
         p.name: p.default
         for p in parameters
+        if not p.name.startswith("_")
         if isinstance(p.default, plain)
         or (type(p.default) is tuple and all(isinstance(part, plain) for part in p.default))
     }

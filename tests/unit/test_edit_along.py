@@ -37,6 +37,7 @@ class Host:
     runs: list = field(default_factory=list)
     keys: dict = field(default_factory=dict)
     source_is_negative: bool = False
+    alone: bool = True
 
     def denoiser(self, asked):
         self.asked.append(asked)
@@ -292,6 +293,12 @@ def test_what_bounds_an_edit_bounds_it_in_every_loop_and_is_told(made, correctio
     assert steps == {(step, step < 2) for step in range(STEPS)}
     free = edit_along(made(), Host(), control=Values(ONE, end=2), correction=correction).run()
     assert free.bounds is None and edit_along(made(), Host()).run().bounds is None
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_calls_of_the_source_are_left_only_where_no_one_else_takes_part(alone):
+    whole = edit_along(recorded(), Host(alone=alone), control=Values(ONE))
+    assert whole.bank.leaves is alone
 
 
 def test_coupled_chains_refuse_what_draws_an_edit_to_one_chain():

@@ -38,6 +38,14 @@ class Lent:
         """Guidance scale of the edit."""
         return self.request.cfg
 
+    @property
+    def alone(self) -> bool:
+        """Whether nothing of other nodes takes part in the source's calls.
+
+        What counts calls, or keeps something from one to the next, must see each to its end.
+        """
+        return self.session.levels_per_call(2, self.session.source) > 1
+
     def denoiser(self, asked: Asked) -> Denoiser:
         """The guided denoiser of a branch."""
         conds = self._conds(asked)

@@ -78,7 +78,7 @@ def test_a_controlnet_between_prompt_to_prompt_and_edit_is_let_through(sd1, cont
     assert relative(edit(hinted)[0], edit(made)[0]) > 0.01
 
 
-def lora(model, strength):
+def lora_weights(model):
     """A random LoRA on every cross-attention's value projection."""
     generator = torch.Generator().manual_seed(7)
     weights = {}
@@ -90,7 +90,12 @@ def lora(model, strength):
             weights[f"lora_unet_{name}.lora_down.weight"] = torch.randn(
                 2, columns, generator=generator
             )
-    patched, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0.0)
+    return weights
+
+
+def lora(model, strength):
+    """The model under that LoRA."""
+    patched, _ = comfy.sd.load_lora_for_models(model, None, lora_weights(model), strength, 0.0)
     return patched
 
 

@@ -13,7 +13,7 @@ from palimpsest.pipelines.inversion.null_text import NullText
 from palimpsest.pipelines.inversion.style_diffusion import Fitting
 from palimpsest.tests.host import agree
 from palimpsest.tests.host.edits.test_edit import latent_for
-from palimpsest.tests.host.guests.test_guests import node
+from palimpsest.tests.host.guests.others import node
 from palimpsest.tests.host.learning.test_gradients import FEATURE, picture_of, slope_of, start_of
 
 pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")

@@ -9,8 +9,12 @@ from palimpsest.hosts.comfy.fingerprint import guided_key
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree
 from palimpsest.tests.host.edits.test_edit import latent_for
+from palimpsest.tests.host.guests.verdicts import Row
 
 pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
+
+OTHER = Row("ModelSampling nodes", "works, but", "said to predict something else than")
+ROWS = (OTHER,)
 
 
 def said_to_predict(model, kind, zsnr=False):
@@ -19,7 +23,7 @@ def said_to_predict(model, kind, zsnr=False):
 
 def test_a_trajectory_of_another_prediction_is_refused(sd1):
     made, _ = agree.request(sd1, agree.Setting(latent_for(sd1), control=False))
-    with pytest.raises(PalimpsestError, match=r"predict something else than V_PREDICTION: connect"):
+    with pytest.raises(PalimpsestError, match=f"{OTHER.said} V_PREDICTION: connect"):
         edit(replace(made, model=said_to_predict(sd1.model, "v_prediction")))
     edit(replace(made, model=said_to_predict(sd1.model, "eps")))
 

@@ -163,7 +163,7 @@ def test_nothing_is_left_after_the_last_step():
     bank = Bank(Borrow(end=5))
     record = lambda x, sigma: bank.record(SELF, qkv(1))
     with beside_source(bank, record, AT[4], picture()):
-        assert not bank.empty
+        assert bank.inject(SELF, qkv(1))
     assert bank.empty and bank.at is None
 
 
@@ -274,3 +274,39 @@ def test_what_else_goes_wrong_in_the_network_is_not_taken_for_leaving_it():
 
     with pytest.raises(ZeroDivisionError):
         bank.fill(broken, torch.zeros(1))
+
+
+def test_a_step_whose_source_no_row_of_the_target_came_for_was_skipped():
+    bank = Bank(Borrow())
+    record = lambda x, sigma: bank.record(SELF, qkv(1))
+    with beside_source(bank, record, AT[0], picture()):
+        bank.inject(CROSS._replace(role="uncond"), qkv(1))  # a row that reads nothing
+    with (
+        pytest.raises(PalimpsestError, match="Another node skipped the network in a step"),
+        beside_source(bank, record, AT[1], picture()),
+    ):
+        pass
+    with beside_source(bank, record, AT[3], picture()):  # the control is idle
+        pass
+
+
+class Kept:
+    """Features of the inversion that hold all that is asked for."""
+
+    def serve(self, control, at):
+        return True
+
+    def read(self, step):
+        return {}
+
+
+def test_a_step_that_the_inversion_s_features_serve_can_be_skipped_no_less():
+    bank = Bank(Borrow(), Kept())
+    bank.begin(AT[0])
+    with pytest.raises(PalimpsestError, match="Another node skipped the network in a step"):
+        bank.begin(None)
+
+
+def test_a_source_that_others_look_at_is_run_to_its_end():
+    bank = Bank(Up(), leaves=False)
+    assert filled(bank, Layers(bank)) == [8, 8, 8, 8]

@@ -47,6 +47,15 @@ def recorded(sizes, cells, kind="cross", role="cond"):
     return maps
 
 
+def test_a_call_at_another_size_leaves_nothing_of_the_one_before():
+    """A guest that shrinks layers at some levels: the last call before `take` is the one meant."""
+    maps = CrossMaps(256)
+    for sizes in ([64, 16, 64], [64, 36, 64]):
+        for layer, n in enumerate(sizes):
+            maps.record(Site("cross", layer, "cond", tokens=n, heads=2), qkv(n))
+    assert [m.shape[2] for m in maps.take()] == [36]
+
+
 @pytest.mark.parametrize(
     ("sizes", "cells", "layers"),
     [

@@ -166,9 +166,14 @@ def test_an_edit_runs_its_source_only_where_features_lack():
             self.calls += 1
             return x
 
-    record = Counted()
-    branches = Branches(Prompted(-0.7, 3.0), Prompted(0.4, 3.0), record)
-    bank = Bank(Borrow(end=4), chain.features)
+    record, bank = Counted(), Bank(Borrow(end=4), chain.features)
+    free = Prompted(-0.7, 3.0)
+
+    def target(x, sigma):
+        bank.inject(SELF._replace(role="uncond"), None)  # a row that reads nothing
+        return free(x, sigma)
+
+    branches = Branches(target, Prompted(0.4, 3.0), record)
     assert Edit(chain, branches, bank=bank).source_rows == ["recorded"] + ["none"] * (STEPS - 1)
     Edit(chain, branches, bank=bank).run()
     assert record.calls == 1

@@ -61,6 +61,7 @@ class Host:
     cfg: float = CFG
     negative: str = "n"
     scale: object = vp_scale
+    alone: bool = True
     rows: int = 0
 
     def mean(self, x, sigma, asked, role):
