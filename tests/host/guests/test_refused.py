@@ -22,6 +22,7 @@ from palimpsest.tests.host.edits.test_sde import request_for
 from palimpsest.tests.host.guests.kinds import (
     asked,
     every_kind,
+    every_sort,
     inverted,
     words,
 )
@@ -77,7 +78,7 @@ NODES = {
 
 
 @pytest.mark.parametrize(("guest", "row"), NODES.values(), ids=NODES.keys())
-@every_kind
+@every_sort
 def test_a_node_that_a_control_cannot_follow_is_refused(sd1, guest, row, kind):
     chain = inverted(sd1)
     made = asked(sd1, chain, kind, model=guest(sd1.model))
@@ -101,14 +102,14 @@ def test_a_node_that_skips_the_network_is_refused_under_a_control(sd1, kind, cac
         edit(made)
 
 
-@every_kind
+@every_sort
 def test_windows_over_the_batch_are_refused_under_a_control(sd1, kind):
     model = windows(2, 1, 0)(sd1.model)
     with pytest.raises(PalimpsestError, match=WINDOWS.said):
         edit(asked(sd1, inverted(sd1, batch=3), kind, model=model))
 
 
-@every_kind
+@every_sort
 def test_a_model_on_several_gpus_is_refused_under_a_control(sd1, kind):
     with pytest.raises(PalimpsestError, match=SPLIT.said):
         edit(asked(sd1, inverted(sd1), kind, model=on_many_gpus(sd1.model)))
