@@ -132,7 +132,7 @@ def test_what_a_picture_prompt_adds_is_added_to_the_controlled_attention(sd1, ki
         model, prompt = make(sd1.model)
         outcome = edit(asked(sd1, chain, kind, model=model))
         results.append(outcome.latent)
-        assert prompt.calls % len(prompt.blocks) == 0 and prompt.calls > STEPS * len(prompt.blocks)
+        assert prompt.calls > STEPS * len(prompt.blocks)  # the target's, and some of the source's
     assert relative(*results) < ROUNDING
     assert relative(results[0], edit(asked(sd1, chain, kind)).latent) > SEEN
 
@@ -150,7 +150,7 @@ def test_what_stood_in_the_place_of_a_block_or_an_attention_is_called_in_every_c
             network.clear()
             edit(asked(sd1, chain, kind, model=guest(sd1.model, calls)))
             if guest is louder_blocks:
-                assert len(calls) == blocks * len(network) > 0
+                assert len(calls) >= blocks * STEPS
             else:
                 assert len(calls) >= 2 * len(network) > 0
     finally:

@@ -92,7 +92,7 @@ def test_a_node_does_what_it_does_without_a_control(sd1, put, name):
     assert relative(ours, edit(made).latent) > SEEN
 
 
-@every_kind
+@every_sort
 def test_a_lora_of_every_prompt_is_the_lora_of_the_model(sd1, put, kind):
     """Hooks run the rows of every prompt in a call of their own."""
     chain = inverted(sd1)
@@ -115,7 +115,7 @@ def span(conditioning, start, end):
     )
 
 
-@every_kind
+@every_sort
 def test_a_span_of_all_steps_is_none(sd1, kind):
     made = asked(sd1, inverted(sd1), kind)
     whole = {role: span(getattr(made, role), 0.0, 1.0) for role in ("source", "target", "negative")}

@@ -16,6 +16,7 @@ from palimpsest.tests.host.guests.kinds import (
     SEEN,
     asked,
     every_kind,
+    every_sort,
     inverted,
     stack,
 )
@@ -65,7 +66,7 @@ def merged(own, sd1_folder):
     return written(sd1_folder, change)
 
 
-@every_kind
+@every_sort
 def test_an_edit_under_a_lora_is_that_of_the_merged_weights(own, merged, kind):
     patched = lora(own.model, STRENGTH)
     ours, theirs = (
@@ -76,7 +77,7 @@ def test_an_edit_under_a_lora_is_that_of_the_merged_weights(own, merged, kind):
     assert relative(ours, edit(asked(own, inverted(own), kind)).latent) > SEEN
 
 
-@every_kind
+@every_sort
 def test_weights_that_are_cast_for_every_call_are_the_same_edit(own, merged, kind, monkeypatch):
     """--lowvram: no weight stays on the device, and the LoRA is added whenever one comes."""
     load = LoadedModel.model_load
@@ -105,7 +106,7 @@ def fp8(sd1_folder):
     return loaded, written(sd1_folder, lambda _, value: value.to(torch.float8_e4m3fn).float())
 
 
-@every_kind
+@every_sort
 def test_weights_in_fp8_are_the_edit_of_the_numbers_that_they_hold(own, fp8, kind):
     loaded, rounded = fp8
     ours, theirs = (
