@@ -84,7 +84,9 @@ def write_autoencoder(folder: Path, autoencoder: AutoencoderTiny) -> None:
 
 def write_painter(folder: Path, painter: Painter, scheduler: DDIMScheduler) -> None:
     """Write `unet/`, `text_encoder/`, `scheduler/` and the index; `tokenizer/` is there already."""
-    unet = UNet2DConditionModel.from_config(painter.unet.config)
+    # Where weights were loaded from is nobody's business.
+    shape = {name: v for name, v in painter.unet.config.items() if name != "_name_or_path"}
+    unet = UNet2DConditionModel.from_config(shape)
     unet.load_state_dict(painter.unet.state_dict())
     unet.half().save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")

@@ -29,11 +29,9 @@ TEXT_WIDTH = 96
 _READING_STEPS = 800
 _READING_BATCH = 48
 _IGNORED = -100
-#: So many tokens of a caption are read: the longest has 20.
-_READ = 24
 _KEEP = 10.0
-#: What is told at a word; the last place is none at all.
-_KINDS = (COLORS, SHAPES, TEXTURES, (*PLACES, ""), BACKGROUNDS)
+#: What is told of the object named last, of all, and after the end, where the first object lies.
+_KINDS = (COLORS, SHAPES, TEXTURES, (*PLACES, ""), BACKGROUNDS, (*PLACES, ""))
 
 
 def byte_symbols() -> list[str]:
@@ -157,6 +155,20 @@ def with_more_tokens(encoder: CLIPTextModel, count: int) -> CLIPTextModel:
     return wider
 
 
+class _Head(nn.Module):
+    """Tells one of some kinds from directions of length one: what is told must be large.
+
+    A head that is free to grow would be content with differences that no UNet ever notices.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.directions = nn.Parameter(torch.randn(count, TEXT_WIDTH))
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states @ F.normalize(self.directions, dim=-1).T
+
+
 def learn_to_read(
     encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
@@ -169,9 +181,9 @@ def learn_to_read(
 
     What it makes of the captions `keep` stays nearly as it is: a UNet knows them so.
     """
-    ids = token_ids(tokenizer, [caption(scene) for scene in contents])[:, :_READ]
+    ids = token_ids(tokenizer, [caption(scene) for scene in contents])
     labels = torch.stack([_labels(scene) for scene in contents])
-    heads = nn.ModuleList(nn.Linear(TEXT_WIDTH, len(kind)) for kind in _KINDS).to(device)
+    heads = nn.ModuleList(_Head(len(kind)) for kind in _KINDS).to(device)
     parameters = [*encoder.parameters(), *heads.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
     generator = torch.Generator().manual_seed(3)
@@ -213,8 +225,8 @@ def _drift(
 
 
 def _labels(scene: Scene) -> Tensor:
-    """Numbers `[5, 24]` of attributes at the words that come after their naming; else ignored."""
-    labels = torch.full((len(_KINDS), _READ), _IGNORED)
+    """Numbers `[6, 77]` of attributes at the words that come after their naming; else ignored."""
+    labels = torch.full((len(_KINDS), LENGTH), _IGNORED)
     last = len(caption(scene).split())
     start = 1
     for thing, phrase in zip(scene.things, phrases(scene), strict=True):
@@ -231,5 +243,6 @@ def _labels(scene: Scene) -> Tensor:
         start = end + 1
     if scene.place is None:
         labels[3, last] = len(PLACES)
+    labels[5, last + 1 :] = [*PLACES, None].index(scene.place)
     labels[4, last] = list(BACKGROUNDS).index(scene.background)
     return labels

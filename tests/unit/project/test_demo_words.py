@@ -93,4 +93,5 @@ def test_reading_tells_what_was_said_of_the_object_named_last(kind):
         assert list(train_text.BACKGROUNDS)[last[4]] == scene.background
         place = PLACES[scene.place] if scene.place and scene.other else scene.place
         assert (*PLACES, None)[last[3]] == place
-        assert (labels[:, [0, *range(len(words), 24)]] == -100).all()
+        assert (labels[:5, [0, *range(len(words), 77)]] == -100).all()
+        assert {(*PLACES, None)[i] for i in labels[5, len(words) :]} == {scene.place}
