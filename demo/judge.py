@@ -43,6 +43,12 @@ class Judgement:
     size: float
     error: float
 
+    @property
+    def caption(self) -> str:
+        """What it shows in words, e.g. "a red heart on grass"."""
+        thing = Thing(self.color, self.shape, self.texture, self.x, self.y, self.size)
+        return f"{thing} on {self.background}"
+
     def agrees(self, scene: Scene) -> dict[str, bool]:
         """For each attribute, whether the picture shows what the scene says."""
         return _agrees((self,), scene)

@@ -48,7 +48,10 @@ export class WordRows {
 
   #draw() {
     const { words, why } = this.#shown;
-    this.element.replaceChildren();
+    // Who is at one value of a word is not taken from it when another one arrives.
+    const editor = this.element.querySelector(".palimpsest-words-editor");
+    const held = editor?.contains(document.activeElement) && words ? editor : null;
+    for (const child of [...this.element.children]) if (child !== held) child.remove();
     if (!words) {
       this.element.append(told(why));
       return;
@@ -56,8 +59,8 @@ export class WordRows {
     const row = make("div", "palimpsest-words-row");
     Object.assign(row.style, { display: "flex", flexWrap: "wrap", gap: "6px 4px" });
     for (const column of columnsOf(words)) row.append(this.#column(column));
-    this.element.append(row);
-    if (this.values) {
+    this.element.prepend(row);
+    if (this.values && !held) {
       const chosen = words.target[this.#chosen];
       this.element.append(chosen ? this.#editor(chosen) : told("Click a word to weigh it."));
     }
@@ -106,6 +109,7 @@ export class WordRows {
     event.stopPropagation();
     if (this.values && row === "target") {
       this.#chosen = this.#chosen === number ? null : number;
+      document.activeElement?.blur();
       this.#draw();
     } else if (!this.values) {
       this.onPick(bare(word), row);
@@ -130,7 +134,10 @@ export class WordRows {
     const clear = make("button", "palimpsest-words-clear");
     clear.type = "button";
     clear.textContent = "clear";
-    clear.addEventListener("click", () => this.values.clear(word.text));
+    clear.addEventListener("click", () => {
+      clear.blur(); // so that the values shown are those that it leaves
+      this.values.clear(word.text);
+    });
     line.append(name, weight.element, start.element, end.element, clear);
     return line;
   }

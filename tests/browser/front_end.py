@@ -105,6 +105,11 @@ def open_templates(page, pack):
     dialog.get_by_role("navigation").get_by_text(pack).click()
     cards = dialog.locator("[data-testid^='template-workflow-']")
     cards.first.locator("img").wait_for()
+    shown = 0
+    while shown < cards.count():  # more come when the last one is seen
+        shown = cards.count()
+        cards.last.scroll_into_view_if_needed()
+        page.wait_for_timeout(700)
     return [card.get_attribute("data-testid").split("-", 2)[2] for card in cards.all()]
 
 

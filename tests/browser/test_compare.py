@@ -5,7 +5,6 @@ import re
 
 import pytest
 from palimpsest.demo.judge import judge
-from palimpsest.demo.scenes import caption
 from palimpsest.tests.browser.front_end import load_workflow, run_unseen
 from palimpsest.tests.browser.test_workflows import WORKFLOWS, hurry
 from palimpsest.tests.server.pictures import saved_pictures
@@ -55,7 +54,7 @@ def test_all_inversions_stand_on_one_sheet(page, server, screenshot):
     assert {name for name, decibels in worth.items() if decibels > best - 0.1} >= EXACT
     assert worth["DDIM"] < best - 3
     for row, name in enumerate(names):
-        shown = [caption(judge(cell(sheet, row, column, len(names)))) for column in (0, 2)]
+        shown = [judge(cell(sheet, row, column, len(names))).caption for column in (0, 2)]
         assert shown[0] == "a red heart on grass", name
         assert name not in EDITED or shown[1] == "a blue heart on grass", name
     page.wait_for_timeout(1000)  # the sheet is drawn

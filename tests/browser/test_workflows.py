@@ -6,7 +6,6 @@ from pathlib import Path
 import palimpsest
 import pytest
 from palimpsest.demo.judge import judge
-from palimpsest.demo.scenes import caption
 from palimpsest.dev import PACK
 from palimpsest.tests.browser.front_end import (
     choose_template,
@@ -138,7 +137,7 @@ def promised(page, server, screenshot, name):
     prompt, entry = run_unseen(page, server)
     pictures = saved_pictures(server, prompt, entry)
     judged = {result: judge(pictures[result]) for result in RESULTS[name]}
-    assert {result: caption(seen) for result, seen in judged.items()} == RESULTS[name]
+    assert {result: seen.caption for result, seen in judged.items()} == RESULTS[name]
     if name in MASKED:
         outside = far_outside(shown_mask(server, prompt, entry))
         assert outside.any()
