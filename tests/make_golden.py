@@ -441,7 +441,7 @@ def make_controller(settings):
 
 def make_blend(settings):
     """The LocalBlend that a case's settings ask for, or None."""
-    if not settings["blend_words"]:
+    if not settings.get("blend_words"):
         return None
     marked = []
     for words in (settings["blend_words"], settings.get("substruct_words") or ([], [])):
