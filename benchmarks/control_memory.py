@@ -19,7 +19,7 @@ from torch import nn
 
 from ..hosts.diffusers.prompt import Prompt
 from ..hosts.diffusers.unet import DiffusersUNet
-from ..pipelines.attention.bank import Control
+from ..pipelines.attention.control import Control
 from ..pipelines.attention.local_blend import LocalBlend, blend_columns
 from ..pipelines.attention.masactrl import MasaCtrl
 from ..pipelines.attention.plug_and_play import PlugAndPlay

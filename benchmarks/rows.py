@@ -18,7 +18,7 @@ from ..hosts.diffusers.noise_space import invert_noise
 from ..hosts.diffusers.null_text import invert_null_text
 from ..hosts.diffusers.sde import Drags, sde_drag
 from ..hosts.diffusers.style_diffusion import invert_style_diffusion
-from ..pipelines.attention.bank import Control
+from ..pipelines.attention.control import Control
 from ..pipelines.attention.features import FeatureRecorder
 from ..pipelines.attention.local_blend import LocalBlend, blend_columns
 from ..pipelines.attention.masactrl import MasaCtrl

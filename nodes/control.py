@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..hosts.comfy.edits.bound import BoundControl, Words
 from ..hosts.comfy.words import encode_batch, prompt_tokens
-from ..pipelines.attention.bank import Control as AnyControl
+from ..pipelines.attention.control import Control as AnyControl
 from ..pipelines.attention.prompt_batch import rewrite_prompts
 from ..pipelines.attention.prompt_to_prompt import SELF_PIXELS, Mode, rewrite_prompt
 from ..pipelines.attention.tokens import PromptTokens

@@ -7,7 +7,8 @@ from functools import partial
 
 from torch import Tensor
 
-from .attention.bank import Bank, Control, Moving, source_roles
+from .attention.bank import Bank
+from .attention.control import Control, Moving, source_roles
 from .attention.one_row import over_one_row
 from .attention.watch import WatchingControl
 from .correction import DIRECT_INVERSION, Correction, correction_along

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...hosts.diffusers.prompt import Prompt
-from ...pipelines.attention.bank import Control
+from ...pipelines.attention.control import Control
 from ...pipelines.attention.local_blend import LocalBlend, blend_columns
 from ...pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
 from ...pipelines.attention.stack import stacked

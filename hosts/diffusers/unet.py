@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ...pipelines.attention.bank import Control
+from ...pipelines.attention.control import Control
 from ...pipelines.attention.features import FeatureRecorder
 from ...pipelines.attention.hooks import NO_HOOKS, Hooks, Role
 from ...pipelines.correction import DIRECT_INVERSION, Correction

@@ -12,7 +12,7 @@ from ...hosts.comfy.edits.bound import BoundControl
 from ...hosts.comfy.inversions.ddim import invert_ddim
 from ...hosts.comfy.inversions.features import MIB, feature_store, features_text
 from ...hosts.comfy.inversions.picture import Picture
-from ...pipelines.attention.bank import FeatureControl
+from ...pipelines.attention.control import FeatureControl
 from ...pipelines.attention.features import FeatureRecorder
 from ...pipelines.couplings import Convention
 from ...pipelines.errors import PalimpsestError

@@ -10,98 +10,19 @@ whose queries, keys and values come from either row; of a residual block it is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol
 
 from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..errors import PalimpsestError
 from ..schedule import Moment
-from .hooks import QKV, ROLES, Hooks, Kind, Role, Site
+from .control import Control, FeatureControl, read_by_target
+from .hooks import QKV, Hooks, Kind, Role, Site
 from .watch import Watch, bounds, within
-
-if TYPE_CHECKING:
-    from ..lending import Asked, Lender
-    from ..rows import Stepping, Traced
-
-
-class Control(Protocol):
-    """An attention control: a frozen value that says what it reads and what it makes of it.
-
-    A site's role is that of the target's rows.
-    """
-
-    def source_role(self, role: Role) -> Role | None:
-        """Which rows of the source the target's rows of a role read, if any."""
-        ...
-
-    def reads(self, site: Site, at: Moment) -> bool:
-        """Whether it reads the source at this site in this step."""
-        ...
-
-    def active(self, at: Moment) -> bool:
-        """Whether it reads the source anywhere in this step."""
-        ...
-
-    def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
-        """Of the source's tensors those that it reads in this step, None for the others."""
-        ...
-
-    def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> tuple[QKV, ...] | None:
-        """The attention of the target rows `own`; None leaves it alone.
-
-        Args:
-            own: Their tensors.
-            source: What was recorded at the site; None where the control reads nothing here.
-            site: Where.
-            at: The step.
-        """
-        ...
-
-
-@runtime_checkable
-class FeatureControl(Protocol):
-    """What a control has besides, where it also reads the features of residual blocks."""
-
-    def feature(self, own: Tensor, source: Tensor, site: Site, at: Moment) -> Tensor:
-        """What a residual block of the target adds, given what it added in the source."""
-        ...
-
-
-@runtime_checkable
-class Moving(Protocol):
-    """What a control has besides, where it moves the target's latent before every step."""
-
-    def mover(
-        self, bank: Bank, lender: Lender, target: Asked, guesses: Callable[[Asked], Traced]
-    ) -> Stepping:
-        """What moves the target and denoises it.
-
-        Args:
-            bank: Holds what the source's row left in a step.
-            lender: Lends denoisers, of which those with `gradients` can be differentiated.
-            target: What the target is denoised under.
-            guesses: Makes the target's denoiser of what it is asked under.
-        """
-        ...
-
-
-def read_by_target(control: Control, site: Site, at: Moment) -> bool:
-    """Whether some row of the target reads the source's rows of a site."""
-    return any(
-        control.source_role(role) == site.role and control.reads(site._replace(role=role), at)
-        for role in ROLES
-    )
-
-
-def source_roles(control: Control) -> tuple[Role, ...]:
-    """The rows of the source that a control reads."""
-    wanted = {control.source_role(role) for role in ROLES}
-    return tuple(role for role in ROLES if role in wanted)
-
 
 #: What was recorded at a site.
 Recorded = QKV | Tensor

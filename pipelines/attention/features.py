@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..schedule import Moment, moment_at, moment_of
-from .bank import Control, FeatureControl, read_by_target, source_roles
+from .control import Control, FeatureControl, read_by_target, source_roles
 from .hooks import QKV, Hooks, Site
 
 #: What one step keeps.

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from .bank import Control
+from .control import Control
 
 #: Brings a mask of pixels to the cells of the latent that is edited.
 Cells = Callable[[Tensor], Tensor]

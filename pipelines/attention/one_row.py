@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..schedule import Moment
-from .bank import Control, FeatureControl
+from .control import Control, FeatureControl
 from .hooks import QKV, Role, Site
 
 

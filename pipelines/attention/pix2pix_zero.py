@@ -66,7 +66,7 @@ def edit_direction(source: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pix2PixZero:
-    """Cross-attention that is held near the source's by moving the latent. A `bank.Moving` control.
+    """Cross-attention that is held near the source's by moving the latent. A `control.Moving` control.
 
     Attributes:
         xa_guidance: How far the latent follows the slope; 0.1 is published, 0 leaves it.
@@ -103,7 +103,7 @@ class Pix2PixZero:
     def mover(
         self, bank: Bank, lender: Lender, target: Asked, guesses: Callable[[Asked], Traced]
     ) -> Mover:
-        """See `bank.Moving`."""
+        """See `control.Moving`."""
         return Mover(self, bank, lender, target, guesses)
 
 

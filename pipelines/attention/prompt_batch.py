@@ -7,7 +7,7 @@ import torch
 
 from ..errors import PalimpsestError
 from ..schedule import Moment
-from .bank import Control
+from .control import Control
 from .hooks import QKV, Role, Site
 from .prompt_to_prompt import SELF_PIXELS, Mode, rewrite_prompt
 from .tokens import PromptTokens, find_word, require_words

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..schedule import Moment
-from .bank import Control, FeatureControl
+from .control import Control, FeatureControl
 from .hooks import QKV, Role, Site
 from .masked import Cells, masks_of, placed
 from .watch import Watch, WatchingControl

@@ -41,7 +41,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..attention.bank import Bank, beside_source, kept_within, source_roles
+from ..attention.bank import Bank, beside_source, kept_within
+from ..attention.control import source_roles
 from ..carried import Carried
 from ..couplings import OnStep
 from ..denoiser import Denoiser, noise_of

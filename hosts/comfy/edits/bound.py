@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ....pipelines.attention.bank import Control, Moving, source_roles
+from ....pipelines.attention.control import Control, Moving, source_roles
 from ....pipelines.attention.prompt_batch import PromptBatch
 from ....pipelines.attention.prompt_to_prompt import PromptToPrompt, chained
 from ....pipelines.attention.stack import parts_of, stacked

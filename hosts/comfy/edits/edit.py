@@ -13,7 +13,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....pipelines.attention.bank import Moving
+from ....pipelines.attention.control import Moving
 from ....pipelines.attention.masked import masks_of, placed
 from ....pipelines.correction import Correction
 from ....pipelines.edit_along import check_control, edit_along

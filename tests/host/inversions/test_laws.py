@@ -15,7 +15,7 @@ from palimpsest.hosts.comfy.latents import with_samples
 from palimpsest.nodes.control import PromptToPrompt
 from palimpsest.nodes.inversions.shared import CATEGORY
 from palimpsest.nodes.wires import Control
-from palimpsest.pipelines.attention.bank import Moving
+from palimpsest.pipelines.attention.control import Moving
 from palimpsest.pipelines.correction import DIRECT_INVERSION
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.trajectory import Trajectory

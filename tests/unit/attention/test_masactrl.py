@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.bank import Bank, source_roles
+from palimpsest.pipelines.attention.bank import Bank
+from palimpsest.pipelines.attention.control import source_roles
 from palimpsest.pipelines.attention.hooks import QKV, ROLES, Site, attend
 from palimpsest.pipelines.attention.masactrl import MasaCtrl
 from palimpsest.pipelines.attention.one_row import over_one_row

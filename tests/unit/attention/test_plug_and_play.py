@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.bank import Bank, FeatureControl, source_roles
+from palimpsest.pipelines.attention.bank import Bank
+from palimpsest.pipelines.attention.control import FeatureControl, source_roles
 from palimpsest.pipelines.attention.hooks import QKV, Site, attend, hooked_feature
 from palimpsest.pipelines.attention.plug_and_play import PlugAndPlay
 from palimpsest.pipelines.errors import PalimpsestError

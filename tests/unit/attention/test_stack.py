@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.bank import Bank, FeatureControl, source_roles
+from palimpsest.pipelines.attention.bank import Bank
+from palimpsest.pipelines.attention.control import FeatureControl, source_roles
 from palimpsest.pipelines.attention.hooks import QKV, Site, attend
 from palimpsest.pipelines.attention.masactrl import MasaCtrl
 from palimpsest.pipelines.attention.one_row import over_one_row
