@@ -66,7 +66,7 @@ def edit_direction(source: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pix2PixZero:
-    """Cross-attention that is held near the source's by moving the latent. A `control.Moving` control.
+    """Cross-attention that is held near the source's by moving the latent. A `control.Moving`.
 
     Attributes:
         xa_guidance: How far the latent follows the slope; 0.1 is published, 0 leaves it.
