@@ -1,10 +1,14 @@
 """Nodes whose control takes looks or structure from the picture, whatever its words."""
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..hosts.comfy.edits.bound import BoundControl
-from ..pipelines.attention.masactrl import MasaCtrl
+from ..pipelines.attention.local_blend import blend_columns
+from ..pipelines.attention.masactrl import MasaCtrl, Things
 from ..pipelines.attention.plug_and_play import PlugAndPlay
+from ..pipelines.attention.word_values import named
+from ..pipelines.errors import PalimpsestError
 from .border import Node
 from .inputs import BEFORE
 from .wires import Control
@@ -33,6 +37,40 @@ UNION = io.Boolean.Input(
     optional=True,
     tooltip="Look at the new picture beside the old one: for what the picture does not have.",
     advanced=True,
+)
+WORDS = io.String.Input(
+    "words",
+    default="",
+    optional=True,
+    tooltip="What is told from its background, as the source says it: it takes its looks from "
+    "itself, and the background from the background. Needs Prompt-to-Prompt below, whose windows "
+    "may be 0. Empty, and without a mask: both look anywhere.",
+    advanced=True,
+)
+TARGET_WORDS = io.String.Input(
+    "target_words",
+    default="",
+    optional=True,
+    tooltip="The same as the target says it. Empty: the same words.",
+    advanced=True,
+)
+THRESHOLD = io.Float.Input(
+    "threshold",
+    default=0.1,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    optional=True,
+    tooltip="How much of the strongest attention to the words a place needs to belong to them.",
+    advanced=True,
+)
+MASK = io.Mask.Input(
+    "mask", optional=True, tooltip="The thing in the picture, in place of what the words find."
+)
+TARGET_MASK = io.Mask.Input(
+    "target_mask",
+    optional=True,
+    tooltip="Where it shall be. Without it: where target_words find it, else where the mask is.",
 )
 ATTENTION_WINDOW = io.Float.Input(
     "attention_window",
@@ -93,7 +131,17 @@ class MasaCtrlNode(Node):
                 "change pose",
                 "real image editing",
             ],
-            inputs=[START, START_LAYER, UNION, BEFORE],
+            inputs=[
+                START,
+                START_LAYER,
+                UNION,
+                WORDS,
+                TARGET_WORDS,
+                THRESHOLD,
+                BEFORE,
+                MASK,
+                TARGET_MASK,
+            ],
             outputs=[Control.Output(display_name="control", tooltip="For Edit's control input.")],
         )
 
@@ -103,10 +151,45 @@ class MasaCtrlNode(Node):
         start: float,
         start_layer: float,
         union: bool = False,
+        words: str = "",
+        target_words: str = "",
+        threshold: float = 0.1,
         control: BoundControl | None = None,
+        mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        own = MasaCtrl((start, 1.0), (start_layer, 1.0), union)
+        columns = _columns(control, named(words), named(target_words))
+        looks = columns is not None or mask is not None or target_mask is not None
+        things = Things(columns, threshold, mask, target_mask) if looks else None
+        own = MasaCtrl((start, 1.0), (start_layer, 1.0), union, things)
         return io.NodeOutput(BoundControl(own, name="MasaCtrl").on(control))
+
+
+def _columns(
+    control: BoundControl | None, words: list[str], wanted: list[str]
+) -> tuple[Tensor, Tensor] | None:
+    """Indicators of the words in the source prompt, and in the target prompts; None without any."""
+    if not words and not wanted:
+        return None
+    if not words:
+        raise PalimpsestError(
+            "MasaCtrl has target_words, but no words: name the thing in words as the source prompt "
+            "says it."
+        )
+    if control is None or control.words is None:
+        raise PalimpsestError(
+            "MasaCtrl looks for words, but knows no prompts: connect Prompt-to-Prompt to its "
+            "control (with cross_window and self_window at 0 it only brings the words), or leave "
+            "words empty."
+        )
+    asked = (
+        ([control.words.source], words, "source"),
+        (control.words.targets, wanted or words, "target"),
+    )
+    return tuple(
+        blend_columns(prompts, own, [], role=f"{role} prompt")[..., :1]
+        for prompts, own, role in asked
+    )
 
 
 class PlugAndPlayNode(Node):

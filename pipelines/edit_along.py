@@ -10,7 +10,7 @@ from torch import Tensor
 from .attention.bank import Bank
 from .attention.control import Control, Moving, source_roles
 from .attention.one_row import over_one_row
-from .attention.watch import WatchingControl
+from .attention.watch import begun
 from .correction import DIRECT_INVERSION, Correction, correction_along
 from .denoiser import constant
 from .editing import Branches, Edit, Editing
@@ -86,14 +86,14 @@ def _bank(
     if control is None:
         return None
     size = tuple(trajectory.start.shape[-2:])
-    watches = control.watches(size) if isinstance(control, WatchingControl) else ()
+    control, watches, onlookers = begun(control, size)
     source, _ = _asked(trajectory)
     if len(source_roles(control)) > 1 and lender.one_row(source):
         control = over_one_row(control)
     kept = trajectory.features
     same = kept is not None and kept.key == lender.features_key()
     served = kept if correction.on_chain and same else None
-    return Bank(control, served, watches, leaves=lender.alone)
+    return Bank(control, served, watches, onlookers, lender.alone)
 
 
 def _asked(trajectory: Trajectory) -> tuple[Asked, Asked]:

@@ -21,8 +21,8 @@ from ..denoiser import Denoiser
 from ..errors import PalimpsestError
 from ..schedule import Moment
 from .control import Control, FeatureControl, read_by_target
-from .hooks import QKV, Hooks, Kind, Role, Site
-from .watch import Watch, bounds, within
+from .hooks import QKV, Hooks, Kind, Role, Site, Term
+from .watch import Onlooker, Watch, bounds, within
 
 #: What was recorded at a site.
 Recorded = QKV | Tensor
@@ -62,7 +62,8 @@ class Bank:
     Attributes:
         control: Who decides what is recorded and what is made of it.
         features: What the inversion kept already; its steps need no source row.
-        watches: Who sees the attention of both rows.
+        watches: Who sees the attention of both rows, and bounds the edit.
+        onlookers: Who only sees it.
         leaves: Whether a call of the source's rows may be left before its end.
         at: The step that it stands in; None before the first.
     """
@@ -70,6 +71,7 @@ class Bank:
     control: Control
     features: KeptFeatures | None = None
     watches: tuple[Watch, ...] = ()
+    onlookers: tuple[Onlooker, ...] = ()
     leaves: bool = True
     at: Moment | None = None
     _stored: dict[Place, Recorded] = field(default_factory=dict)
@@ -167,7 +169,7 @@ class Bank:
         elif here == self._last:
             raise Left
 
-    def inject(self, site: Site, qkv: QKV) -> tuple[QKV, ...] | None:
+    def inject(self, site: Site, qkv: QKV) -> tuple[Term, ...] | None:
         """The controlled attention of the target rows, or None where the control is idle."""
         self._asked = True
         if self.control.source_role(site.role) is None:
@@ -178,8 +180,8 @@ class Bank:
             shown = qkv._replace(v=values)
             return self.control.terms(shown, source, site, self.at) or (shown,)
 
-        for watch in self.watches:
-            watch.see(qkv, source, attended, site, self.at)
+        for onlooker in (*self.watches, *self.onlookers):
+            onlooker.see(qkv, source, attended, site, self.at)
         return self.control.terms(qkv, source, site, self.at)
 
     def source_of(self, site: Site, own: QKV) -> QKV | None:

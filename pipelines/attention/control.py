@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from torch import Tensor
 
 from ..schedule import Moment
-from .hooks import QKV, ROLES, Role, Site
+from .hooks import QKV, ROLES, Role, Site, Term
 
 if TYPE_CHECKING:
     from ..lending import Asked, Lender
@@ -38,7 +38,9 @@ class Control(Protocol):
         """Of the source's tensors those that it reads in this step, None for the others."""
         ...
 
-    def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> tuple[QKV, ...] | None:
+    def terms(
+        self, own: QKV, source: QKV | None, site: Site, at: Moment
+    ) -> tuple[Term, ...] | None:
         """The attention of the target rows `own`; None leaves it alone.
 
         Args:

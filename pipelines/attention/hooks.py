@@ -77,10 +77,28 @@ class QKV(NamedTuple):
     v: Tensor | None
 
 
+class OfSome(NamedTuple):
+    """An attention in which only some queries take part; to the others it adds nothing.
+
+    Attributes:
+        qkv: Theirs, [b, p, C], and the keys and values that they see.
+        rows: Which rows of the batch.
+        queries: [p] which queries of them.
+    """
+
+    qkv: QKV
+    rows: slice
+    queries: Tensor
+
+
+#: One attention of a sum.
+Term = QKV | OfSome
+
+
 class AttentionHook(Protocol):
     """What a host calls at every attention: the terms of the sum, or None to leave it alone."""
 
-    def __call__(self, site: Site, qkv: QKV) -> tuple[QKV, ...] | None: ...
+    def __call__(self, site: Site, qkv: QKV) -> tuple[Term, ...] | None: ...
 
 
 class FeatureHook(Protocol):
@@ -118,7 +136,7 @@ def _first_answer(hooks: list[Callable]) -> Callable | None:
     if len(hooks) < 2:
         return hooks[0] if hooks else None
 
-    def ask(site: Site, seen: QKV | Tensor) -> tuple[QKV, ...] | Tensor | None:
+    def ask(site: Site, seen: QKV | Tensor) -> tuple[Term, ...] | Tensor | None:
         answers = [a for a in (hook(site, seen) for hook in hooks) if a is not None]
         if len(answers) > 1:
             raise ValueError(f"{len(answers)} hooks want to change {site}.")
@@ -151,17 +169,30 @@ def attend(
     if not any(sums):
         return sdpa(qkv)
     terms = [terms or (part,) for terms, part in zip(sums, parts, strict=True)]
-    outs = _first_terms([t[0] for t in terms], sdpa)
+    outs = _first_terms([t[0] for t in terms], parts, sdpa)
     for i, own in enumerate(terms):
         for term in own[1:]:
-            outs[i] = outs[i] + sdpa(term)
+            outs[i] = outs[i] + _outcome(term, parts[i], sdpa)
     return torch.cat(outs)
 
 
-def _first_terms(terms: list[QKV], sdpa: Callable[[QKV], Tensor]) -> list[Tensor]:
+def _outcome(term: Term, part: QKV, sdpa: Callable[[QKV], Tensor]) -> Tensor:
+    """What a term adds to every query of its part."""
+    if isinstance(term, QKV):
+        return sdpa(term)
+    out = sdpa(term.qkv)
+    whole = out.new_zeros(*part.q.shape[:2], out.shape[-1])
+    whole[term.rows, term.queries] = out
+    return whole
+
+
+def _first_terms(
+    terms: list[Term], parts: list[QKV], sdpa: Callable[[QKV], Tensor]
+) -> list[Tensor]:
     """The first term of every part, in one fused call where their keys are equally many."""
-    if any(term.k.shape != terms[0].k.shape for term in terms):
-        return [sdpa(term) for term in terms]
+    alike = all(isinstance(term, QKV) for term in terms)
+    if not alike or any(term.k.shape != terms[0].k.shape for term in terms):
+        return [_outcome(*both, sdpa) for both in zip(terms, parts, strict=True)]
     joined = QKV(*(torch.cat(tensors) for tensors in zip(*terms, strict=True)))
     return list(sdpa(joined).chunk(len(terms)))
 

@@ -30,7 +30,7 @@ from ..schedule import Moment
 from .hooks import QKV, Role, Site
 from .masked import Cells
 from .tokens import PromptTokens, find_word, require_words
-from .watch import Attended
+from .watch import Attended, Begun
 from .word_maps import Gathered, columns_of, enlarged, looked_at, tiled, word_map
 
 #: How a mask from the user joins the one that was found.
@@ -82,6 +82,11 @@ class LocalBlend:
         """Whether it looks for its words at all."""
         return self.region is None or self.join != "replace"
 
+    @property
+    def names_words(self) -> bool:
+        """Whether it looks for any."""
+        return self.looks
+
     def source_role(self, role: Role) -> Role | None:
         """Only where the guidance sees the prompt are there words."""
         return role if role == "cond" else None
@@ -101,14 +106,14 @@ class LocalBlend:
     def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> None:
         """It leaves all attention alone."""
 
-    def watches(self, size: tuple[int, int]) -> tuple[Blending, ...]:
-        """The blend of one edit."""
-        return (Blending(self, Gathered(size), Gathered(size)),)
+    def begun(self, size: tuple[int, int]) -> Begun:
+        """With the blend of one edit."""
+        return Begun(self, (Blending(self, Gathered(size), Gathered(size)),))
 
 
 @dataclass(eq=False)
 class Blending:
-    """LocalBlend while an edit runs, as a `watch.Watch` and a `rows.After`.
+    """LocalBlend while an edit runs, as a `watch.Watch`.
 
     Attributes:
         blend: What was asked for.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..schedule import Moment
 from .control import Control, FeatureControl
-from .hooks import QKV, Role, Site
+from .hooks import QKV, Role, Site, Term
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class OneRow:
         """See `Control`."""
         return self.control.kept(site, own, at)
 
-    def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> tuple[QKV, ...] | None:
+    def terms(
+        self, own: QKV, source: QKV | None, site: Site, at: Moment
+    ) -> tuple[Term, ...] | None:
         """See `Control`."""
         return self.control.terms(own, source, site, at)
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..schedule import Moment
 from .control import Control, FeatureControl
-from .hooks import QKV, Role, Site
+from .hooks import QKV, Role, Site, Term
 from .masked import Cells, masks_of, placed
-from .watch import Watch, WatchingControl
+from .watch import Begun, begun
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,9 @@ class Stack:
         parts = zip(*every, strict=True)
         return QKV(*(next((t for t in part if t is not None), None) for part in parts))
 
-    def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> tuple[QKV, ...] | None:
+    def terms(
+        self, own: QKV, source: QKV | None, site: Site, at: Moment
+    ) -> tuple[Term, ...] | None:
         """Those of the last that has any."""
         readers = self._readers(site, at)
         for control in reversed(self.controls):
@@ -57,10 +59,14 @@ class Stack:
                 return terms
         return None
 
-    def watches(self, size: tuple[int, int]) -> tuple[Watch, ...]:
-        """Those of all that bound the edit."""
-        bounding = [c for c in self.controls if isinstance(c, WatchingControl)]
-        return tuple(watch for control in bounding for watch in control.watches(size))
+    def begun(self, size: tuple[int, int]) -> Begun:
+        """All of them within one edit."""
+        every = [begun(control, size) for control in self.controls]
+        return Begun(
+            replace(self, controls=tuple(one.control for one in every)),
+            tuple(watch for one in every for watch in one.watches),
+            tuple(onlooker for one in every for onlooker in one.onlookers),
+        )
 
     @property
     def masks(self) -> tuple[Tensor, ...]:

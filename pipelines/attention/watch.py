@@ -1,9 +1,9 @@
-"""Who looks on while an edit runs, and bounds it by what the attention of its rows says."""
+"""Who looks on while an edit runs, and may bound it by what the attention of its rows says."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,24 +12,15 @@ from ..rows import After
 from ..schedule import Moment
 from .hooks import QKV, Site
 
+if TYPE_CHECKING:
+    from .control import Control
+
 #: The attention of the target's rows, as a control edits it, to any values [B, S, C].
 Attended = Callable[[Tensor], tuple[QKV, ...]]
 
 
-class Watch(After, Protocol):
-    """Sees the attention of both rows of one edit, step by step. Made and dropped by that edit.
-
-    Where the edit has a loop of its own, which walks distances from the source, its cells are all
-    that is asked for.
-    """
-
-    @property
-    def cells(self) -> Tensor | None:
-        """[1 or B, 1, h, w] in 0..1, 0 where the picture is kept after this step; None keeps none.
-
-        After the edit it is the bound of its last step.
-        """
-        ...
+class Onlooker(Protocol):
+    """Sees the attention of both rows of one edit, step by step. Made and dropped by that edit."""
 
     def see(self, own: QKV, source: QKV | None, attended: Attended, site: Site, at: Moment) -> None:
         """Look at one attention of the target's rows.
@@ -44,17 +35,62 @@ class Watch(After, Protocol):
         ...
 
 
+class Watch(Onlooker, After, Protocol):
+    """An onlooker that bounds the edit.
+
+    Where the edit has a loop of its own, which walks distances from the source, its cells are all
+    that is asked for.
+    """
+
+    @property
+    def cells(self) -> Tensor | None:
+        """[1 or B, 1, h, w] in 0..1, 0 where the picture is kept after this step; None keeps none.
+
+        After the edit it is the bound of its last step.
+        """
+        ...
+
+
+class Begun(NamedTuple):
+    """A control within one edit.
+
+    Attributes:
+        control: It, or what acts in its place there.
+        watches: What bounds the edit for it.
+        onlookers: Who only looks on.
+    """
+
+    control: Control
+    watches: tuple[Watch, ...] = ()
+    onlookers: tuple[Onlooker, ...] = ()
+
+
 @runtime_checkable
 class WatchingControl(Protocol):
-    """What a control has besides, where it bounds the edit."""
+    """What a control has besides, where it looks at an edit while that runs."""
 
-    def watches(self, size: tuple[int, int]) -> tuple[Watch, ...]:
-        """Those of one edit, made for it.
+    def begun(self, size: tuple[int, int]) -> Begun:
+        """The control within one edit, made for it.
 
         Args:
             size: Cells of the latent, h and w.
         """
         ...
+
+
+@runtime_checkable
+class WordedControl(Protocol):
+    """What a control has besides, where it may name words of the prompts."""
+
+    @property
+    def names_words(self) -> bool:
+        """Whether it does, and so holds for the prompts that it was made for."""
+        ...
+
+
+def begun(control: Control, size: tuple[int, int]) -> Begun:
+    """A control within one edit of a latent of h x w cells."""
+    return control.begun(size) if isinstance(control, WatchingControl) else Begun(control)
 
 
 def within(watches: Iterable[Watch], apart: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """MasaCtrl, Plug-and-Play and pix2pix-zero in a real server, on the embedded model."""
 
+import pytest
+from palimpsest.tests.harness import Failed
 from palimpsest.tests.server.graphs import Editing, relative, saved, told
 
 STEPS = 4
@@ -101,3 +103,34 @@ def test_pix2pix_zero_runs_the_rows_that_it_moves(server):
     assert relative(latents["regularised"], latents["published"]) > 0.01
     kept = latents["masked"] == saved(server, entry, origin)
     assert 0.1 < float(kept.double().mean()) < 0.9
+
+
+def test_masks_and_words_tell_a_thing_from_its_background(server):
+    graph = Controlled()
+    silent = graph.words.inputs | {"cross_window": 0.0, "self_window": 0.0}
+    words = graph.add("PalimpsestPromptToPrompt", **silent)
+
+    def masa(**wishes):
+        return graph.add("PalimpsestMasaCtrl", start=0.25, start_layer=0.4, **wishes)
+
+    edits = {
+        "plain": graph.edit(control=masa(control=words[0])[0]),
+        "words": graph.edit(control=masa(control=words[0], words="heart")[0]),
+        "mask": graph.edit(control=masa(mask=graph.scene[1])[0]),
+    }
+    files = {name: graph.save(node[0], f"masa/{name}") for name, node in edits.items()}
+    entry = server.run(graph)
+    latents = {name: saved(server, entry, node) for name, node in files.items()}
+    rows = {name: int(told(entry, node).split()[0]) for name, node in edits.items()}
+    assert rows == dict.fromkeys(edits, 2 * STEPS + 2 * (STEPS - 1))
+    for name in ("words", "mask"):
+        assert relative(latents[name], latents["plain"]) > 1e-3
+
+
+def test_words_without_prompts_are_refused_at_the_node(server):
+    graph = Controlled(words="heart")
+    graph.save(graph.along()[0], "masa/refused")
+    with pytest.raises(Failed) as caught:
+        server.run(graph)
+    assert caught.value.node_type == "PalimpsestMasaCtrl"
+    assert "MasaCtrl looks for words, but knows no prompts" in caught.value.message

@@ -36,7 +36,7 @@ DEFAULTS = {
     "attention.words.Word": {"cuts": (), "glued": False},
     "attention.hooks.Site": {"tokens": 0, "text": 0, "layers": 0, "depths": (), "heads": 1},
     # LocalBlend as published: a threshold of 0.3, from a fifth of the steps on.
-    "attention.bank.Bank": {"watches": (), "leaves": True},
+    "attention.bank.Bank": {"watches": (), "onlookers": (), "leaves": True},
     "attention.local_blend.LocalBlend": {
         "threshold": 0.3,
         "out_threshold": 0.3,
@@ -45,7 +45,14 @@ DEFAULTS = {
     },
     "attention.viewer.Look": {"layers": (0.0, 1.0), "every": False},
     # MasaCtrl: from step 4 of 50 and layer 10 of 16, as published.
-    "attention.masactrl.MasaCtrl": {"steps": (0.08, 1.0), "layers": (0.625, 1.0), "union": False},
+    "attention.masactrl.MasaCtrl": {
+        "steps": (0.08, 1.0),
+        "layers": (0.625, 1.0),
+        "union": False,
+    },
+    # The threshold of its masks from words is the published one.
+    "attention.masactrl.Things": {"threshold": 0.1},
+    "attention.watch.Begun": {"watches": (), "onlookers": ()},
     # Plug-and-Play as published: half of the decoder's maps, the fifteenth of 22 residual blocks.
     "attention.plug_and_play.PlugAndPlay": {
         "attention_window": (0.0, 0.5),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 from palimpsest.pipelines.attention.hooks import NO_HOOKS, QKV, Hooks, Site, together
+from palimpsest.pipelines.attention.watch import Begun
 from palimpsest.pipelines.correction import ADD_SOURCE, DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.couplings import ddim, denoise_chain, independent, markov
 from palimpsest.pipelines.edit_along import edit_along
@@ -130,8 +131,8 @@ class Bounding(Values):
 
     seen: list = field(default_factory=list)
 
-    def watches(self, size):
-        return (Bounds(self.seen, size),)
+    def begun(self, size):
+        return Begun(self, (Bounds(self.seen, size),))
 
 
 @dataclass

@@ -11,7 +11,7 @@ from ....pipelines.attention.prompt_batch import PromptBatch
 from ....pipelines.attention.prompt_to_prompt import PromptToPrompt, chained
 from ....pipelines.attention.stack import parts_of, stacked
 from ....pipelines.attention.tokens import PromptTokens
-from ....pipelines.attention.watch import WatchingControl
+from ....pipelines.attention.watch import WordedControl
 from ....pipelines.errors import PalimpsestError, quoted
 from ..guidance import Conditioning
 from ..refusals import check_one_entry, check_owner
@@ -123,10 +123,11 @@ def _check_goes_on(after: BoundControl, before: BoundControl) -> None:
             f"The control holds {len(between)} target prompts, another Prompt-to-Prompt goes on "
             "from one: set one_per_line in the last Prompt-to-Prompt alone."
         )
-    if any(isinstance(part, WatchingControl) for part in parts_of(before.control)):
+    if any(isinstance(p, WordedControl) and p.names_words for p in parts_of(before.control)):
         raise PalimpsestError(
-            "LocalBlend stands before a Prompt-to-Prompt, whose target it does not know: connect "
-            "every Prompt-to-Prompt first, and LocalBlend after the last."
+            "A control that names words (LocalBlend, MasaCtrl with words) stands before a "
+            "Prompt-to-Prompt, whose target it does not know: connect every Prompt-to-Prompt "
+            "first, and that control after the last."
         )
     if between[0].ids != after.words.source.ids:
         raise PalimpsestError(

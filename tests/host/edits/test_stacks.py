@@ -13,7 +13,7 @@ from palimpsest.hosts.comfy.words import prompt_tokens
 from palimpsest.pipelines.attention.bank import Bank
 from palimpsest.pipelines.attention.features import FeatureRecorder
 from palimpsest.pipelines.attention.local_blend import LocalBlend, blend_columns
-from palimpsest.pipelines.attention.masactrl import MasaCtrl
+from palimpsest.pipelines.attention.masactrl import MasaCtrl, Things
 from palimpsest.pipelines.attention.pix2pix_zero import Pix2PixZero
 from palimpsest.pipelines.attention.plug_and_play import PlugAndPlay
 from palimpsest.pipelines.attention.prompt_batch import rewrite_prompts
@@ -217,8 +217,14 @@ def test_what_does_not_go_on_is_refused(sd1):
     with pytest.raises(PalimpsestError, match="is 'a red cat', the control connected to it ends"):
         bound(sd1, "a red cat", "a cat").on(first)
     blend = BoundControl(parts_of(blended_of(first))[1], name="LocalBlend")
-    with pytest.raises(PalimpsestError, match="LocalBlend stands before a Prompt-to-Prompt"):
+    with pytest.raises(PalimpsestError, match=r"A control that names words \(LocalBlend"):
         bound(sd1, "a red dog", "a dog").on(blend.on(first))
+    columns = tuple(mask[..., :1] for mask in (blend.control.source, blend.control.target))
+    masa = BoundControl(MasaCtrl(things=Things(columns)), name="MasaCtrl")
+    with pytest.raises(PalimpsestError, match=r"MasaCtrl with words\) stands before a Prompt"):
+        bound(sd1, "a red dog", "a dog").on(masa.on(first))
+    placed = BoundControl(MasaCtrl(things=Things(region=torch.ones(1, 8, 8))), name="MasaCtrl")
+    assert bound(sd1, "a red dog", "a dog").on(placed.on(first)).name.count("+") == 2
 
 
 def test_a_control_that_moves_the_latent_stands_alone(sd1):

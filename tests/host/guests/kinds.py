@@ -11,7 +11,7 @@ from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.hosts.comfy.words import prompt_tokens
 from palimpsest.pipelines.attention.local_blend import LocalBlend, blend_columns
-from palimpsest.pipelines.attention.masactrl import MasaCtrl
+from palimpsest.pipelines.attention.masactrl import MasaCtrl, Things
 from palimpsest.pipelines.attention.plug_and_play import PlugAndPlay
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.attention.stack import parts_of, stacked
@@ -41,6 +41,12 @@ def looks(_source, _target):
     return MasaCtrl(steps=(0.3, 1.0), layers=(0.3, 1.0))
 
 
+def guided(source, target):
+    """The same apart inside and outside of what its words find, in the second step."""
+    words = tuple(blend_columns([p], ["mat"], [], role="prompt")[..., :1] for p in (source, target))
+    return MasaCtrl(steps=(0.0, 1.0), layers=(0.3, 1.0), things=Things(words, 0.5))
+
+
 def structure(_source, _target):
     """Maps, and the features of a residual block."""
     return PlugAndPlay(layers=(0.0, 1.0))
@@ -61,6 +67,7 @@ def stack(source, target):
 KINDS = {
     "Prompt-to-Prompt": words,
     "MasaCtrl": looks,
+    "MasaCtrl with words": guided,
     "Plug-and-Play": structure,
     "LocalBlend": bound,
     "a stack": stack,

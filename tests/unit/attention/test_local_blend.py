@@ -9,6 +9,7 @@ from palimpsest.pipelines.attention.hooks import QKV, Site
 from palimpsest.pipelines.attention.local_blend import LocalBlend, blend_columns
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.attention.stack import stacked
+from palimpsest.pipelines.attention.watch import begun
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.rows import Rows
 from palimpsest.tests.unit.analytic import moment, picture
@@ -45,7 +46,7 @@ def qkv(layer, seed, rows=1):
 
 def walk(control, steps, rows=1):
     """The masks of every step of an edit whose attention is drawn at random."""
-    bank = Bank(control, watches=control.watches(SIZE))
+    bank = Bank(control, watches=begun(control, SIZE).watches)
     masks = []
     for step in range(steps):
         bank.begin(moment(step, STEPS))
