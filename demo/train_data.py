@@ -13,6 +13,7 @@ from torch import Tensor
 from .layouts import scene_of
 from .scenes import Scene, caption, held_out, masks, render, training_content
 from .things import CANVAS
+from .train_layout import spots_of
 
 #: Seeds of evaluation scenes start here: far above every seed of the training pool.
 HELD_OUT_SEED = 1_000_000
@@ -26,13 +27,14 @@ MIX = ("one",) * 4 + ("placed",) * 3 + ("pair",) * 4 + ("placed pair",) * 5
 class Pool:
     """Rendered scenes: `images [N, 3, H, W]` and `masks [N, H, W]` of all objects as bytes.
 
-    `captions` and `kinds` (of `layouts.KINDS`) are theirs.
+    `captions`, `kinds` (of `layouts.KINDS`) and `spots` (of `spots_of`) are theirs.
     """
 
     images: np.ndarray
     masks: np.ndarray
     captions: tuple[str, ...]
     kinds: tuple[str, ...]
+    spots: Tensor
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Images `[B, 3, H, W]` in 0..1 and masks `[B, 1, H, W]` of the scenes at `index`."""
@@ -77,7 +79,8 @@ def load_pool(folder: Path, count: int, report: Callable[[str], None]) -> Pool:
         _render_to(paths, scenes)
     images, covered = (np.load(path, mmap_mode="r") for path in paths)
     kinds = tuple(MIX[i % len(MIX)] for i in range(count))
-    return Pool(images, covered, tuple(caption(scene) for scene in scenes), kinds)
+    captions = tuple(caption(scene) for scene in scenes)
+    return Pool(images, covered, captions, kinds, spots_of(scenes))
 
 
 def _render_to(paths: tuple[Path, Path], scenes: list[Scene]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .model_files import Painter, token_ids
 from .train_data import MIX, Pool
+from .train_layout import LayoutHead
 from .train_text import TEXT_WIDTH
 from .training import ThreadTuner, load_checkpoint, save_checkpoint
 
@@ -29,6 +30,7 @@ class DiffusionPlan:
     batch: int = 32
     peak_rate: float = 1e-3
     empty_prompts: float = 0.1
+    layout: float = 0.1
     warm_up: int = 200
     cool_down: float = 0.35
     decay: float = 0.999
@@ -187,13 +189,13 @@ def train_diffusion(
     """
     modules = nn.ModuleDict({"unet": painter.unet, "text": painter.text_encoder}).train()
     average = Average(modules, plan.decay)
-    optimiser = torch.optim.AdamW(
-        modules.parameters(), lr=plan.peak_rate, betas=(0.9, 0.99), fused=True
-    )
-    parts = {"modules": modules, "average": average, "optimiser": optimiser}
+    layout = LayoutHead(painter.unet).to(painter.unet.device)
+    learning = [*modules.parameters(), *layout.parameters()]
+    optimiser = torch.optim.AdamW(learning, lr=plan.peak_rate, betas=(0.9, 0.99), fused=True)
+    parts = {"modules": modules, "average": average, "layout": layout, "optimiser": optimiser}
     step = first = load_checkpoint(checkpoint, parts)
     painter.unet.set_attn_processor(PlainAttention())
-    loss_of = _loss_function(latents, pool, painter, plan)
+    loss_of = _loss_function(latents, pool, painter, layout, plan)
     threads, mean_loss = ThreadTuner(), 1.0
     started = saved = monotonic()
     while step < plan.steps:
@@ -202,7 +204,7 @@ def train_diffusion(
         loss = loss_of(step)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(learning, 1.0)
         optimiser.step()
         average.update(modules)
         threads.tick()
@@ -218,6 +220,7 @@ def train_diffusion(
         if step % plan.grid_steps == 0 and step < plan.steps:
             with average.applied(modules):
                 show(step)
+    layout.leave()
     modules.load_state_dict(average.shadow)
     modules.eval()
 
@@ -232,7 +235,7 @@ def _rows_of(pool: Pool, kind: str) -> list[Tensor]:
 
 
 def _loss_function(
-    latents: Tensor, pool: Pool, painter: Painter, plan: DiffusionPlan
+    latents: Tensor, pool: Pool, painter: Painter, layout: LayoutHead, plan: DiffusionPlan
 ) -> Callable[[int], Tensor]:
     """The loss of the batch of a step: everything random in it depends on the step alone."""
     rows = {kind: _rows_of(pool, kind) for kind in set(MIX)}
@@ -253,11 +256,12 @@ def _loss_function(
         alpha = alphas[levels].float()[:, None, None, None]
         weights = level_weights(alpha).to(device)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        said = picks.clone()
-        said[torch.rand(plan.batch, generator=generator) < plan.empty_prompts] = len(ids) - 1
+        told = torch.rand(plan.batch, generator=generator) >= plan.empty_prompts
+        said = torch.where(told, picks, len(ids) - 1)
         with torch.autocast(device.type, torch.bfloat16):
             context = painter.text_encoder(ids[said].to(device)).last_hidden_state
             out = painter.unet(noisy.to(device), levels.to(device), context).sample
-        return (weights * (out.float() - noise.to(device)) ** 2).mean()
+        marked = layout.loss(pool.spots[picks].to(device), told.float().to(device))
+        return (weights * (out.float() - noise.to(device)) ** 2).mean() + plan.layout * marked
 
     return loss_of

@@ -1,15 +1,19 @@
 """The training of the embedded model: what a batch holds, and going on where it was stopped."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from palimpsest.demo import train_diffusion
+from palimpsest.demo.layouts import scene_of
 from palimpsest.demo.model_files import WEIGHTS, Painter
-from palimpsest.demo.scenes import caption
+from palimpsest.demo.scenes import caption, training_content
+from palimpsest.demo.things import CANVAS
 from palimpsest.demo.train_data import MIX, Pool, training_scenes
 from palimpsest.demo.train_diffusion import DiffusionPlan, make_unet
+from palimpsest.demo.train_layout import LayoutHead, spots_of
 from palimpsest.demo.train_text import make_text_encoder
 from transformers import CLIPTokenizer
 
@@ -20,7 +24,7 @@ PLAN = DiffusionPlan(widths=(32, 64), steps=4, batch=16, warm_up=1, save_seconds
 def pool():
     scenes = training_scenes(4 * len(MIX))
     captions = tuple(caption(scene) for scene in scenes)
-    return Pool(np.zeros(0), np.zeros(0), captions, MIX * 4)
+    return Pool(np.zeros(0), np.zeros(0), captions, MIX * 4, spots_of(scenes))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +88,8 @@ def test_a_batch_holds_the_kinds_of_the_mix(latents, pool):
         return painter.text_encoder(ids)
 
     spied = Painter(painter.unet, text_encoder, Tokens())
-    loss_of = train_diffusion._loss_function(latents, pool, spied, PLAN)
+    layout = LayoutHead(painter.unet)
+    loss_of = train_diffusion._loss_function(latents, pool, spied, layout, PLAN)
     with torch.no_grad():
         assert loss_of(0) == loss_of(0) != loss_of(1)
     empty = len(pool.captions)
@@ -92,3 +97,38 @@ def test_a_batch_holds_the_kinds_of_the_mix(latents, pool):
         kinds = [None if row == empty else pool.kinds[row] for row in rows]
         assert all(kind in (None, wanted) for kind, wanted in zip(kinds, MIX, strict=True))
     assert seen[0] == seen[1] != seen[2]
+
+
+def test_the_layout_marks_the_cells_of_the_first_object_and_of_the_second():
+    scene = scene_of("placed pair", 5, training_content())
+    (spots,) = spots_of([scene])
+    for spot, thing in zip(spots, scene.things, strict=True):
+        assert (CANVAS * spot).tolist() == pytest.approx([thing.x, thing.y, thing.size])
+    assert spots_of([scene_of("one", 5, training_content())])[0, 1].tolist() == [0, 0, 0]
+    painter = new_painter()
+    layout = LayoutHead(painter.unet)
+    for layer in layout.layers:  # it says nothing of where: every cell is as likely marked as not
+        torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
+    latent, context = torch.zeros(2, 4, 16, 16), painter.embed(["", "a red heart"])
+    painter.unet(latent, 999, context)
+    painter.unet(latent, 999, context)  # a picture that was painted meanwhile
+    told = torch.tensor([0.0, 1.0])
+    loss = layout.loss(spots.expand(2, 2, 3), told)
+    assert loss.item() == pytest.approx(2 * math.log(2) / 2)
+    painter.unet(latent, 999, context)
+    for layer in layout.layers:
+        layer.bias.data = torch.tensor([1e4, -1e4])  # all of the first, nothing of the second
+    share = layout.loss(spots.expand(2, 2, 3), told).item() / 1e4
+    missed = [1 - _disk(spots[0], side) + _disk(spots[1], side) for side in (8, 16)]
+    assert share == pytest.approx(sum(missed) / 2 / 2, rel=1e-4)
+    layout.leave()
+    painter.unet(latent, 999, context)
+    with pytest.raises(ValueError, match="zip"):
+        layout.loss(spots.expand(2, 2, 3), told)
+
+
+def _disk(spot, side):
+    """Which part of the cells has its centre in a disk."""
+    line = (torch.arange(side) + 0.5) / side
+    inside = (line - spot[0]) ** 2 + (line[:, None] - spot[1]) ** 2 < spot[2] ** 2
+    return inside.float().mean().item()
