@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from .attention.bank import Bank
-from .attention.control import Control, Moving, source_roles
+from .attention.control import Control, FeatureControl, Moving, source_roles
 from .attention.one_row import over_one_row
 from .attention.watch import begun
 from .correction import DIRECT_INVERSION, Correction, correction_along
@@ -93,7 +93,20 @@ def _bank(
     kept = trajectory.features
     same = kept is not None and kept.key == lender.features_key()
     served = kept if correction.on_chain and same else None
-    return Bank(control, served, watches, onlookers, lender.alone)
+    pairs = _pairs(trajectory, lender, control)
+    return Bank(control, served, watches, onlookers, lender.alone, pairs)
+
+
+def _pairs(trajectory: Trajectory, lender: Lender, control: Control) -> bool:
+    """Whether the source's row may run beside the target's: no other row reads it, in this loop.
+
+    What residual blocks add is read of a source that ran before.
+    """
+    own_loop = any(carried.own_loop for carried in trajectory.carried)
+    apart = isinstance(control, Moving | FeatureControl)
+    if own_loop or apart or source_roles(control) != ("cond",) or control.source_role("uncond"):
+        return False
+    return lender.pairs(*_asked(trajectory))
 
 
 def _asked(trajectory: Trajectory) -> tuple[Asked, Asked]:
@@ -121,7 +134,7 @@ def _branches(
         )
     recorded, edited = (
         replace(source, hooks=bank.recording),
-        replace(target, hooks=bank.injecting),
+        replace(target, hooks=bank.injecting, beside=bank.beside if bank.pairs else None),
     )
     stepping = None
     if isinstance(control, Moving):

@@ -168,7 +168,7 @@ class Edit:
             return Rows(chain_next, chain_next, Guess(trajectory.latents[0]))
         step = step_down(at.sigma, trajectory.sigmas[level - 1], self.eta)
         with self._recorded(at):
-            d_source = self._denoise_source(rows.source, at)
+            d_source = self._denoise_source(rows.source, at, len(rows.target))
             d_chain = self._denoise_chain(chain, at, d_source)
             x, guess = self._denoise_target(rows.target, at)
         used = self._extrapolated(level, guess, rows.guess)
@@ -191,21 +191,27 @@ class Edit:
         if self.bank is not None:
             self.bank.begin(None)
 
-    def _denoise_source(self, source: Tensor, at: Moment) -> Tensor | None:
-        """Run the source rows of a step; their prediction, where it is that of the guidance."""
+    def _denoise_source(self, source: Tensor, at: Moment, targets: int) -> Tensor | None:
+        """Run the source rows of a step; their prediction, where it is that of the guidance.
+
+        Args:
+            source: Where they stand.
+            at: The step.
+            targets: How many rows of the target there are.
+        """
         rows = self.source_rows[at.step]
         if rows == "guided":
             return self.branches.source(source, at.sigma)
         if rows == "recorded" and self.branches.record is not None:
-            self._fill(source, at)
+            self._fill(source, at, targets)
         return None
 
-    def _fill(self, source: Tensor, at: Moment) -> None:
+    def _fill(self, source: Tensor, at: Moment, targets: int) -> None:
         """Run the source rows that are read, for what is seen in them."""
         if self.bank is None:
             self.branches.record(source, at.sigma)
         else:
-            self.bank.fill(self.branches.record, source)
+            self.bank.fill(self.branches.record, source, targets)
 
     def _denoise_chain(self, chain: Tensor, at: Moment, d_source: Tensor | None) -> Tensor | None:
         """The prediction along the chain whose residual is added to the target, if one is."""

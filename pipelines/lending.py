@@ -44,6 +44,9 @@ class Asked:
         conditional: [B, C, ...] what the conditional row is shown in the place of x; its noise is
             taken over to x. None shows it x.
         gradients: Whether they flow from what the hooks see to x; of a recorder.
+        beside: Asked before every call where the source stands, [B, C, ...], if its conditional row
+            shall run in one call with this branch's; the hooks see it first, as role "source".
+            Only where the lender `pairs`.
     """
 
     prompt: Whose
@@ -54,6 +57,7 @@ class Asked:
     hooks: Hooks = NO_HOOKS
     conditional: Tensor | None = None
     gradients: bool = False
+    beside: Callable[[], Tensor | None] | None = None
 
 
 class Lender(Protocol):
@@ -72,6 +76,10 @@ class Lender(Protocol):
     @property
     def alone(self) -> bool:
         """Whether no one else takes part in the calls of the source, so that one may be left."""
+        ...
+
+    def pairs(self, source: Asked, target: Asked) -> bool:
+        """Whether the source's conditional row can run in one call with the target's."""
         ...
 
     def denoiser(self, asked: Asked) -> Denoiser:

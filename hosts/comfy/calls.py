@@ -29,20 +29,25 @@ class Prompts:
 
     Attributes:
         tokens: Tokens of the prompt of every entry, by core's index of its branch and its id.
+        source: Id of the entry of a source that runs beside a branch; None where none does.
     """
 
     tokens: Mapping[tuple[int, UUID], int]
+    source: UUID | None = None
 
     @classmethod
-    def of(cls, branches: Sequence[Sequence[Mapping[str, Any]] | None]) -> Prompts:
+    def of(
+        cls,
+        branches: Sequence[Sequence[Mapping[str, Any]] | None],
+        source: UUID | None = None,
+    ) -> Prompts:
         """Those of the branches of a call, in core's order; None is asked for nothing."""
-        return cls(
-            {
-                (index, entry["uuid"]): _tokens_of(entry)
-                for index, entries in enumerate(branches)
-                for entry in entries or ()
-            }
-        )
+        tokens = {
+            (index, entry["uuid"]): _tokens_of(entry)
+            for index, entries in enumerate(branches)
+            for entry in entries or ()
+        }
+        return cls(tokens, source)
 
     def roles(self, extra: Mapping[str, Any]) -> list[Role | None]:
         """Branch of each part of a batch; None for those that are not of these prompts.
@@ -50,7 +55,12 @@ class Prompts:
         Args:
             extra: What core hands to a patch.
         """
-        return [ROLES[name[0]] if name in self.tokens else None for name in _names(extra)]
+        return [self._role(*name) for name in _names(extra)]
+
+    def _role(self, index: int, entry: UUID) -> Role | None:
+        if (index, entry) not in self.tokens:
+            return None
+        return "source" if entry == self.source else ROLES[index]
 
     def length(self, extra: Mapping[str, Any]) -> int:
         """Tokens of the text context as core made it: prompts are repeated to one length."""
@@ -72,9 +82,14 @@ class Call:
     size: tuple[int, ...]
 
     @classmethod
-    def of(cls, branches: Sequence[Sequence[Mapping[str, Any]] | None], x: Tensor) -> Call:
+    def of(
+        cls,
+        branches: Sequence[Sequence[Mapping[str, Any]] | None],
+        x: Tensor,
+        source: UUID | None = None,
+    ) -> Call:
         """The call that shows [B, C, ...] rows to each branch."""
-        return cls(Prompts.of(branches), len(x), tuple(x.shape[2:]))
+        return cls(Prompts.of(branches, source), len(x), tuple(x.shape[2:]))
 
     def check_whole(self, extra: Mapping[str, Any], rows: int, size: Sequence[int]) -> None:
         """Refuse a call that reached the network in parts.

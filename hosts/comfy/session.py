@@ -23,6 +23,7 @@ from torch import Tensor
 from ...pipelines.attention.hooks import NO_HOOKS, Hooks, Role
 from ...pipelines.denoiser import Denoiser, Guidance, RowCount, per_row
 from ...pipelines.lending import Mix
+from .beside import Beside, with_pair
 from .calls import Call
 from .coordinates import OURS, Coordinates
 from .cost import Spent
@@ -78,6 +79,7 @@ class Session:
         guidance: Guidance | None = None,
         mix: Mix | None = None,
         conditional: Tensor | None = None,
+        beside: Beside | None = None,
     ) -> Denoiser:
         """A guided denoiser; what other nodes hook into guidance takes effect.
 
@@ -87,6 +89,7 @@ class Session:
             guidance: Scale of every level; the guider's own cfg if not given.
             mix: Guides in the place of the plain sum.
             conditional: [B, C, h, w] what the prompt's row is shown in the place of x.
+            beside: A source's row that runs in one call with the prompt's.
         """
         guider, options = self.guider, self._options()
         if mix is not None:
@@ -103,7 +106,11 @@ class Session:
                 cfg = guider.cfg if guidance is None else self._cfg_of(guidance, level)
                 if hooks == NO_HOOKS and needs_negative_alone(cfg, options):
                     return negative_alone(guider.inner_model, x, level, here, options)
-                if hooks != NO_HOOKS:
+                waiting = beside and beside.place()
+                if waiting is not None:
+                    shown, _ = self._called_with(waiting, sigma)
+                    options = with_pair(options, x, hooks, beside.entry, shown)
+                elif hooks != NO_HOOKS:
                     options = with_own_call(options, x, hooks)
                 if conditional is not None:
                     other, _ = self._called_with(conditional, sigma)

@@ -27,6 +27,10 @@ class Lent:
     scale: Scale = vp_scale
     alone: bool = True
 
+    def pairs(self, source: Asked, target: Asked) -> bool:
+        """Where no values are mapped: a row has a mapping of its own."""
+        return source.values is None and target.values is None and target.conditional is None
+
     def denoiser(self, asked: Asked) -> Denoiser:
         """The guided denoiser of a branch."""
         positive, negative = self.prompts.of(asked), self.prompts.below(asked)
@@ -39,6 +43,7 @@ class Lent:
             mix=asked.mix,
             rows=self.rows,
             conditional=asked.conditional,
+            beside=asked.beside and (self.prompts.source, asked.beside),
         )
 
     def recorder(self, asked: Asked, roles: Sequence[Role]) -> Denoiser:

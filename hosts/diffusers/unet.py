@@ -72,6 +72,7 @@ class DiffusersUNet:
         rows: RowCount | None = None,
         gradients: bool = False,
         conditional: Tensor | None = None,
+        beside: tuple[Prompt, Callable[[], Tensor | None]] | None = None,
     ) -> Denoiser:
         """The posterior mean under a prompt.
 
@@ -86,6 +87,8 @@ class DiffusersUNet:
             gradients: Whether they flow to the prompts.
             conditional: [B, C, h, w] what the prompt's row is shown in the place of x; its noise is
                 taken over to x.
+            beside: The source's prompt, and what gives where its row stands that runs beside the
+                prompt's; see `Asked.beside`.
         """
         guidance = constant(cfg) if isinstance(cfg, int | float) else cfg
         if negative is None and cfg != 1:
@@ -99,7 +102,13 @@ class DiffusersUNet:
             prompts = {"uncond": negative, "cond": positive} if guided else {"cond": positive}
             if guided and hooks == NO_HOOKS and bool(torch.as_tensor(scale == 0).all()):
                 del prompts["cond"]  # no one reads the conditional row
-            if conditional is None:
+            waiting = beside and beside[1]()
+            if waiting is not None:
+                pair = {"source": beside[0], "cond": positive}
+                means = self._means(pair, [waiting, x], sigma, hooks, rows)[1:]
+                if guided:
+                    means = self._means({"uncond": negative}, x, sigma, hooks, rows) + means
+            elif conditional is None:
                 means = self._means(prompts, x, sigma, hooks, rows)
             else:
                 shown = {role: conditional if role == "cond" else x for role in prompts}
@@ -139,16 +148,26 @@ class DiffusersUNet:
     def _means(
         self,
         prompts: dict[Role, Prompt | PromptAt],
-        x: Tensor,
+        at: Tensor | list[Tensor],
         sigma: Tensor,
         hooks: Hooks,
         rows: RowCount | None,
     ) -> list[Tensor]:
-        """The posterior mean under every prompt, from one call of the network."""
+        """The posterior mean under every prompt, from one call of the network.
+
+        Args:
+            prompts: By the branch of their rows.
+            at: [B, C, h, w] where all of them stand, or where each does.
+            sigma: The level.
+            hooks: See the network from inside.
+            rows: Counts the rows spent.
+        """
         here = {role: p(sigma) if callable(p) else p for role, p in prompts.items()}
         count = len(here)
-        z = x * per_row(vp_scale(sigma).to(x.dtype), x)
-        z = z.to(self.unet.dtype).repeat(count, 1, 1, 1)
+        places = at if isinstance(at, list) else [at] * count
+        x = places[0]
+        scale = per_row(vp_scale(sigma).to(x.dtype), x)
+        z = torch.cat([place * scale for place in places]).to(self.unet.dtype)
         timesteps = self._timesteps(sigma).expand(len(x)).repeat(count)
         values = here["cond"].values if "cond" in here else None
         with hooked(self.unet, hooks, tuple(here), values):
@@ -157,7 +176,10 @@ class DiffusersUNet:
                 rows.add(len(z))
             out = self.unet(z, timesteps, **shown).sample
         level = per_row(sigma, x).to(x.dtype)
-        return [self._mean(x, part.to(x.dtype), level) for part in out.chunk(count)]
+        return [
+            self._mean(place, part.to(place.dtype), level)
+            for place, part in zip(places, out.chunk(count), strict=True)
+        ]
 
     def _timesteps(self, sigma: Tensor) -> Tensor:
         """The training timestep nearest to every level, in the shape of `sigma`."""

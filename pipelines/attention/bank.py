@@ -1,7 +1,9 @@
 """Record, then inject: how an edit reads its source's network without any map.
 
 The source row runs first and leaves in the bank the tensors that the control will read; the target
-rows run next. What a control wants of an attention is always a sum of fused attentions
+rows run next. Where only the target's conditional row reads them, both may run side by side in one
+call: the bank then never holds more than one place's. What a control wants of an attention is
+always a sum of fused attentions
 
     out = SDPA(q1, k1, v1) + SDPA(q2, k2, v2) + ...
 
@@ -65,6 +67,7 @@ class Bank:
         watches: Who sees the attention of both rows, and bounds the edit.
         onlookers: Who only sees it.
         leaves: Whether a call of the source's rows may be left before its end.
+        pairs: Whether the source's row may run beside the target's.
         at: The step that it stands in; None before the first.
     """
 
@@ -73,12 +76,15 @@ class Bank:
     watches: tuple[Watch, ...] = ()
     onlookers: tuple[Onlooker, ...] = ()
     leaves: bool = True
+    pairs: bool = False
     at: Moment | None = None
     _stored: dict[Place, Recorded] = field(default_factory=dict)
     _known: tuple[Site, ...] = ()
     _way: list[Site] = field(default_factory=list)
     _last: int | None = None
     _asked: bool = False
+    _waiting: Tensor | None = None
+    _beside: bool = False
 
     def begin(self, at: Moment | None) -> None:
         """Start a step and forget the last one; None ends one.
@@ -92,6 +98,7 @@ class Bank:
                 "or LazyCache, for example): take that node away, or edit without the control."
             )
         self.at, self._asked = at, False
+        self._waiting, self._beside = None, False
         self._stored.clear()
 
     @property
@@ -99,7 +106,9 @@ class Bank:
         """Whether there is something of the source in this step, and no one came for it."""
         if self.at is None or self._asked:
             return False
-        return bool(self._stored) or (self.control.active(self.at) and not self.runs(self.at))
+        if self._stored or self._waiting is not None:
+            return True
+        return self.control.active(self.at) and not self.runs(self.at)
 
     def runs(self, at: Moment) -> bool:
         """Whether a step runs its source row: the control reads it, and it was not kept before."""
@@ -107,13 +116,17 @@ class Bank:
             return False
         return self.features is None or not self.features.serve(self.control, at)
 
-    def fill(self, record: Denoiser, x: Tensor) -> None:
-        """Run the source's rows for the step.
+    def fill(self, record: Denoiser, x: Tensor, targets: int = 0) -> None:
+        """Run the source's rows for the step, or let the one that is read wait for the target's.
 
         Args:
             record: They, with `recording` in them.
             x: [B, C, ...] where the source stands.
+            targets: Rows of the target; side by side run as many.
         """
+        if self.pairs and targets == len(x):
+            self._waiting = x
+            return
         known = self._known if self.leaves else ()
         read = [read_by_target(self.control, site, self.at) for site in known]
         self._last = max((i for i, is_read in enumerate(read) if is_read), default=None)
@@ -123,6 +136,13 @@ class Bank:
         except Left:
             return
         self._known = tuple(self._way)
+
+    def beside(self) -> Tensor | None:
+        """Where the source stands whose row waits for the target's; it waits no longer."""
+        waiting, self._waiting = self._waiting, None
+        self._beside = waiting is not None
+        self._last, self._way = None, []
+        return waiting
 
     @property
     def empty(self) -> bool:
@@ -171,6 +191,9 @@ class Bank:
 
     def inject(self, site: Site, qkv: QKV) -> tuple[Term, ...] | None:
         """The controlled attention of the target rows, or None where the control is idle."""
+        if site.role == "source":
+            self.record(site._replace(role="cond"), qkv)
+            return None
         self._asked = True
         if self.control.source_role(site.role) is None:
             return None
@@ -212,7 +235,7 @@ class Bank:
                 "run: take away what skips the network (EasyCache, for example) or a span of steps "
                 "on the source prompt, or edit without the control."
             )
-        return self._stored[place]
+        return self._stored.pop(place) if self._beside else self._stored[place]
 
 
 def kept_within(bank: Bank | None, mask: Tensor | None, apart: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from ..errors import PalimpsestError
 
 Kind = Literal["self", "cross", "joint", "features"]
 
-Role = Literal["cond", "uncond"]
-
+#: Branch of the guidance; of a source whose conditional row runs beside a target's, "source".
+Role = Literal["cond", "uncond", "source"]
 
 #: The branches of the guidance.
 ROLES: tuple[Role, ...] = ("cond", "uncond")

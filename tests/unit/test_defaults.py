@@ -36,7 +36,7 @@ DEFAULTS = {
     "attention.words.Word": {"cuts": (), "glued": False},
     "attention.hooks.Site": {"tokens": 0, "text": 0, "layers": 0, "depths": (), "heads": 1},
     # LocalBlend as published: a threshold of 0.3, from a fifth of the steps on.
-    "attention.bank.Bank": {"watches": (), "onlookers": (), "leaves": True},
+    "attention.bank.Bank": {"watches": (), "onlookers": (), "leaves": True, "pairs": False},
     "attention.local_blend.LocalBlend": {
         "threshold": 0.3,
         "out_threshold": 0.3,
@@ -52,6 +52,7 @@ DEFAULTS = {
     },
     # The threshold of its masks from words is the published one.
     "attention.masactrl.Things": {"threshold": 0.1},
+    "attention.bank.Bank.fill": {"targets": 0},
     "attention.watch.Begun": {"watches": (), "onlookers": ()},
     # Plug-and-Play as published: half of the decoder's maps, the fifteenth of 22 residual blocks.
     "attention.plug_and_play.PlugAndPlay": {

@@ -39,10 +39,27 @@ class Host:
     keys: dict = field(default_factory=dict)
     source_is_negative: bool = False
     alone: bool = True
+    paired: bool = False
+
+    def pairs(self, source, target):
+        return self.paired
 
     def denoiser(self, asked):
         self.asked.append(asked)
-        return self._run(asked, ("uncond", "cond"))
+        guided = self._run(asked, ("uncond", "cond"))
+        if asked.beside is None:
+            return guided
+
+        def denoise(x, sigma):
+            waiting = asked.beside()
+            if waiting is not None:
+                self.runs.append(("source", ("beside",), float(sigma)))
+                tokens = waiting.flatten(2)
+                site = Site("self", 0, "source", tokens.shape[1])
+                assert asked.hooks.attention(site, QKV(tokens, tokens, tokens)) is None
+            return guided(x, sigma)
+
+        return denoise
 
     def recorder(self, asked, roles):
         return self._run(asked, tuple(roles))
@@ -181,6 +198,33 @@ def test_only_the_rows_that_a_control_reads_are_run_of_the_source(roles, runs):
     edit_along(recorded(), host, control=Values(roles, end=2)).run()
     of_source = [sorted(found) for prompt, found, _ in host.runs if prompt == "source"]
     assert of_source == [sorted(runs)] * 2
+
+
+def test_a_row_that_one_row_reads_runs_beside_it_and_says_the_same():
+    control, hosts = Values(ONE, end=2), [Host(paired=paired) for paired in (True, False)]
+    beside, apart = (edit_along(recorded(), host, control=control).run() for host in hosts)
+    assert torch.equal(beside.latent, apart.latent)
+    of_source = [[roles for prompt, roles, _ in host.runs if prompt == "source"] for host in hosts]
+    assert of_source == [[("beside",)] * 2, [("cond",)] * 2]
+
+
+@pytest.mark.parametrize(
+    ("control", "chain", "start", "more"),
+    [
+        (Values({"cond": "cond", "uncond": "cond"}), recorded(), None, {}),
+        (Values({"uncond": "uncond"}), recorded(), None, {}),
+        (Blocks(ONE), recorded(), None, {}),
+        (Values(ONE), recorded(), recorded().start.repeat(2, 1, 1, 1), {}),
+        (Values(ONE), recorded(), None, {"correction": UNCORRECTED}),
+        (Values(ONE), None, None, {}),
+    ],
+    ids=["two readers", "the other", "features", "many targets", "drifts", "own loop"],
+)
+def test_elsewhere_the_source_runs_before_the_target(control, chain, start, more):
+    host, chain = Host(paired=True), chain or carried_along(uni_inv)
+    edit_along(chain, host, control=control, **more).run(start=start)
+    of_source = [roles for prompt, roles, _ in host.runs if prompt == "source"]
+    assert len(of_source) >= STEPS and ("beside",) not in of_source
 
 
 @pytest.mark.parametrize("control", [Values, Blocks], ids=["attention", "features"])

@@ -12,6 +12,7 @@ from ....pipelines.attention.hooks import Role
 from ....pipelines.denoiser import Denoiser
 from ....pipelines.lending import Asked
 from ....pipelines.schedule import Scale
+from ..beside import Beside, can_run_beside
 from ..fingerprint import conditioning_key, features_key, guided_key
 from ..guidance import Conditioning, Conds
 from ..session import Session
@@ -46,6 +47,13 @@ class Lent:
         """
         return self.session.levels_per_call(2, self.session.source) > 1
 
+    def pairs(self, source: Asked, target: Asked) -> bool:
+        """Where no other node takes part, and both are a plain prompt of the same form."""
+        mapped = source.values is not None or target.values is not None
+        if mapped or target.conditional is not None or not self.alone:
+            return False
+        return can_run_beside(self.session.source["positive"], self.session.target["positive"])
+
     def denoiser(self, asked: Asked) -> Denoiser:
         """The guided denoiser of a branch."""
         conds = self._conds(asked)
@@ -57,6 +65,7 @@ class Lent:
             guidance=asked.guidance,
             mix=asked.mix,
             conditional=asked.conditional,
+            beside=asked.beside and Beside(self.session.source["positive"][0], asked.beside),
         )
 
     def recorder(self, asked: Asked, roles: Sequence[Role]) -> Denoiser:

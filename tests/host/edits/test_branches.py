@@ -209,7 +209,8 @@ def test_what_other_nodes_do_to_the_guidance_takes_effect_once(sd1):
     stronger, _, _, _ = edit(replace(made, cfg=4.0))
     (patched,) = CFGOverride.execute(sd1.model, 4.0, 0.0, 1.0).args
     overridden = replace(made, model=patched)
-    assert torch.equal(edit(overridden)[0], stronger)
+    # Under another's node the source runs apart from the target: other sizes of batch.
+    assert relative(edit(overridden)[0], stronger) < 1e-4
     start = made.trajectory.in_host_scale(made.trajectory.start)
     sigmas = made.trajectory.falling_sigmas
     out = sample(sd1, None, torch.zeros_like(start), start, sigmas, EditGuider(overridden))

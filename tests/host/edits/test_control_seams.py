@@ -22,7 +22,7 @@ STEPS = 4
 HOSTS = 1e-4
 
 #: The same kernels on the same rows, split and joined.
-SAME = 1e-6
+SAME = 1e-4
 
 
 pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")

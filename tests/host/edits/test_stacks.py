@@ -6,10 +6,12 @@ import pytest
 import torch
 from palimpsest.hosts.comfy.edits.bound import BoundControl, Words
 from palimpsest.hosts.comfy.edits.edit import allowed, edit
+from palimpsest.hosts.comfy.edits.lent import Lent as ComfyLent
 from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.features import feature_store
 from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.words import prompt_tokens
+from palimpsest.hosts.diffusers.lent import Lent as DiffusersLent
 from palimpsest.pipelines.attention.bank import Bank
 from palimpsest.pipelines.attention.features import FeatureRecorder
 from palimpsest.pipelines.attention.local_blend import LocalBlend, blend_columns
@@ -160,7 +162,7 @@ def test_features_of_the_inversion_serve_the_blend_as_well(sd1, made):
     usual = edit(replace(made, trajectory=replace(chain, features=None)))
     assert (served.spent.rows, usual.spent.rows) == (2 * STEPS + 1, 3 * STEPS)
     assert torch.equal(served.bounds, usual.bounds)
-    assert relative(served.latent, usual.latent) < 1e-6
+    assert relative(served.latent, usual.latent) < 1e-4  # other sizes of batch
 
 
 # -- one control on another ----------------------------------------------------------------------
@@ -259,6 +261,8 @@ def blended_of(control):
 def test_a_source_that_leaves_its_network_says_the_same(request, monkeypatch, family, control):
     """Bit for bit, in both hosts; the first whole call shows what there is to pass."""
     monkeypatch.setattr(agree, "words", control)
+    for host in (ComfyLent, DiffusersLent):  # side by side with the target there is no leaving
+        monkeypatch.setattr(host, "pairs", lambda *_: False)
     folder = request.getfixturevalue(f"{family}_folder")
     loaded = agree.in_comfyui(folder)
     setting = agree.Setting(latent_for(loaded))

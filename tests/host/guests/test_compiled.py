@@ -72,7 +72,8 @@ def test_under_core_s_node_a_control_does_what_it_does_without(sd1, kind):
     """By torch itself, which never gets to compile here: every call of the edit is looked into."""
     model, chain = TorchCompileModel.execute(sd1.model, "eager").args[0], inverted(sd1)
     plain = edit(asked(sd1, chain, kind)).latent
-    assert torch.equal(edit(asked(sd1, chain, kind, model=model)).latent, plain)
+    ours = edit(asked(sd1, chain, kind, model=model)).latent
+    assert relative(ours, plain) < 1e-4  # the source runs apart: other sizes of batch
 
 
 def test_what_no_control_looks_into_runs_compiled(sd1, baked):

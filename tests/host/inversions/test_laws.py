@@ -106,7 +106,7 @@ def control_of(node, sd1, text):
     words |= {"words": "circle", "target_words": text.split()[-1], "threshold": 0.99}
     wanted = {wanted.id: wanted for wanted in node.GET_SCHEMA().inputs}
     given = settings_of(node) | {key: value for key, value in words.items() if key in wanted}
-    if "control" in wanted and not wanted["control"].optional:
+    if "control" in wanted and "words" in wanted:
         known = ("clip", "source", "target")
         below = settings_of(PromptToPrompt) | {key: words[key] for key in known}
         silent = {"cross_window": 0.0, "self_window": 0.0}

@@ -310,3 +310,55 @@ def test_a_step_that_the_inversion_s_features_serve_can_be_skipped_no_less():
 def test_a_source_that_others_look_at_is_run_to_its_end():
     bank = Bank(Up(), leaves=False)
     assert filled(bank, Layers(bank)) == [8, 8, 8, 8]
+
+
+# -- side by side ----------------------------------------------------------------------------------
+
+
+def paired(bank, x, targets):
+    """Begin a step whose source is asked for; how it was run, and where it is to run beside."""
+    ran = []
+    bank.begin(AT[0])
+    bank.fill(lambda x, sigma: ran.append(x), x, targets)
+    return ran, bank.beside()
+
+
+def test_a_source_waits_for_as_many_rows_of_the_target():
+    x = picture(2)
+    ran, waiting = paired(Bank(Borrow(), pairs=True), x, 2)
+    assert ran == [] and waiting is x
+    for bank, targets in ((Bank(Borrow(), pairs=True), 4), (Bank(Borrow()), 2)):
+        ran, waiting = paired(bank, x, targets)
+        assert len(ran) == 1 and ran[0] is x and waiting is None
+
+
+def test_it_waits_once_and_for_its_own_step_alone():
+    bank, x = Bank(Borrow(), pairs=True), picture(1)
+    assert paired(bank, x, 1)[1] is x and bank.beside() is None
+    bank.begin(AT[0])
+    assert bank.beside() is None
+
+
+def test_a_row_beside_is_seen_where_it_is_read_and_forgotten_once_it_was():
+    bank, source, own = Bank(Borrow(), pairs=True), qkv(1, seed=5), qkv(1)
+    paired(bank, picture(1), 1)
+    assert bank.inject(SELF._replace(role="source"), source) is None
+    assert not bank.empty
+    beside = bank.inject(SELF, own)
+    assert bank.empty
+    apart = Bank(Borrow())
+    apart.begin(AT[0])
+    apart.record(SELF, source)
+    expected = apart.inject(SELF, own)
+    assert not apart.empty
+    assert all(torch.equal(*pair) for pair in zip(beside[0][:2], expected[0][:2], strict=True))
+    bank.inject(CROSS._replace(role="source"), source)
+    bank.begin(None)
+
+
+def test_a_source_that_waited_in_vain_was_skipped():
+    bank = Bank(Borrow(), pairs=True)
+    bank.begin(AT[0])
+    bank.fill(lambda x, sigma: None, picture(1), 1)
+    with pytest.raises(PalimpsestError, match="Another node skipped the network in a step"):
+        bank.begin(None)

@@ -1,0 +1,151 @@
+"""A source's row in one call with its target's: the same edit, no more rows, next to no bank."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from comfy.conds import CONDCrossAttn
+from comfy.model_patcher import ModelPatcher
+from palimpsest.hosts.comfy.beside import can_run_beside
+from palimpsest.hosts.comfy.edits.edit import edit
+from palimpsest.hosts.comfy.edits.lent import Lent as ComfyLent
+from palimpsest.hosts.diffusers.lent import Lent as DiffusersLent
+from palimpsest.pipelines.attention.bank import Bank
+from palimpsest.tests.host import agree
+from palimpsest.tests.host.edits.test_edit import latent_for, relative
+from palimpsest.tests.host.edits.test_source_controls import headless
+from palimpsest.tests.host.edits.test_stacks import blended
+
+pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
+
+STEPS = 4
+
+#: The same kernels for other sizes of batch.
+SIZES = 1e-4
+
+
+@pytest.fixture(params=["words", "blend"])
+def words(request, monkeypatch):
+    """Prompt-to-Prompt alone, and with LocalBlend."""
+    if request.param == "blend":
+        monkeypatch.setattr(agree, "words", blended)
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """From now on the source runs before the target."""
+
+    def stop():
+        for host in (ComfyLent, DiffusersLent):
+            monkeypatch.setattr(host, "pairs", lambda *_: False)
+
+    return stop
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """The most places that a bank held in a call."""
+    most = [0]
+    plain = Bank.record
+
+    def record(bank, site, qkv):
+        plain(bank, site, qkv)
+        most[0] = max(most[0], len(bank._stored))
+
+    monkeypatch.setattr(Bank, "record", record)
+    return most
+
+
+def calls_of(network):
+    """Rows of every call of a network, and how to look no longer."""
+    sizes = []
+    return sizes, network.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_it_is_the_edit_of_a_source_that_ran_before(request, words, apart, held, family):
+    folder = request.getfixturevalue(f"{family}_folder")
+    loaded = agree.in_comfyui(folder)
+    setting = agree.Setting(latent_for(loaded))
+    made, _ = agree.request(loaded, setting)
+    sizes, hook = calls_of(loaded.model.model.diffusion_model)
+    ours, (theirs, _, their_rows) = edit(made), headless(folder, loaded, setting)
+    assert held == [1]
+    together = [*sizes]
+    sizes.clear()
+    apart()
+    before, (there, *_) = edit(made), headless(folder, loaded, setting)
+    hook.remove()
+    assert held[0] > 1
+    assert relative(ours.latent, before.latent) < SIZES and relative(theirs, there) < SIZES
+    assert ours.spent.rows == before.spent.rows == their_rows[1]
+    if ours.bounds is not None:
+        assert torch.equal(ours.bounds, before.bounds)
+    read = before.spent.rows - 2 * STEPS
+    assert together == [2, 1] * read + [2] * (STEPS - read)
+    assert sizes == [1, 2] * read + [2] * (STEPS - read)
+
+
+@pytest.mark.parametrize("cfg", [0.0, 1.0])
+def test_without_a_branch_of_the_guidance_it_is_the_same(sd1, words, apart, cfg):
+    made, _ = agree.request(sd1, agree.Setting(latent_for(sd1), cfg=cfg))
+    ours = edit(made)
+    apart()
+    assert relative(ours.latent, edit(made).latent) < SIZES
+
+
+def test_a_batch_of_pictures_runs_beside_its_sources(sd1, words, apart):
+    made, _ = agree.request(sd1, agree.Setting(latent_for(sd1, batch=2)))
+    sizes, hook = calls_of(sd1.model.model.diffusion_model)
+    ours = edit(made)
+    hook.remove()
+    assert set(sizes[:2]) == {4, 2}
+    apart()
+    assert relative(ours.latent, edit(made).latent) < SIZES
+
+
+def test_where_memory_is_short_the_source_still_runs_first(sd1, words, monkeypatch, held):
+    made, _ = agree.request(sd1, agree.Setting(latent_for(sd1)))
+    whole = edit(made)
+    assert held == [1]
+    monkeypatch.setattr(ModelPatcher, "get_free_memory", lambda *_: 0)
+    sizes, hook = calls_of(sd1.model.model.diffusion_model)
+    split = edit(made)
+    hook.remove()
+    assert set(sizes) == {1} and len(sizes) == whole.spent.rows and held[0] > 1
+    assert relative(split.latent, whole.latent) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"timestep_start": 10.0},
+        {"control": object()},
+        {"hooks": object()},
+        {"area": (4, 4, 0, 0)},
+        {"mask": torch.ones(1, 8, 8)},
+        {"model_conds": {"c_crossattn": CONDCrossAttn(torch.zeros(1, 7, 32)), "y": None}},
+        {"model_conds": {"c_crossattn": CONDCrossAttn(torch.zeros(1, 77, 16))}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_entries_that_core_would_not_put_into_one_batch_run_apart(change):
+    plain = {"model_conds": {"c_crossattn": CONDCrossAttn(torch.zeros(1, 77, 32))}}
+    other = {**plain, **change}
+    assert can_run_beside([plain], [plain])
+    assert not can_run_beside([plain], [other]) and not can_run_beside([other], [plain])
+    assert not can_run_beside([plain, plain], [plain]) and not can_run_beside([plain], [])
+
+
+def test_what_other_nodes_put_on_the_model_sees_the_source_run_before(sd1, apart):
+    made, _ = agree.request(sd1, agree.Setting(latent_for(sd1)))
+    seen = []
+
+    def patch(x, extra):
+        seen.append([*extra["cond_or_uncond"]])
+        return x
+
+    model = sd1.model.clone()
+    model.set_model_attn1_patch(lambda q, k, v, extra: (patch(q, extra), k, v))
+    edit(replace(made, model=model))
+    assert all(sorted(rows) in ([0], [0, 1]) for rows in seen)
