@@ -22,6 +22,7 @@ from ..hosts.diffusers.unet import DiffusersUNet
 from ..pipelines.attention.control import Control
 from ..pipelines.attention.local_blend import LocalBlend, blend_columns
 from ..pipelines.attention.masactrl import MasaCtrl
+from ..pipelines.attention.one_row import over_one_row
 from ..pipelines.attention.plug_and_play import PlugAndPlay
 from ..pipelines.attention.prompt_to_prompt import rewrite_prompt
 from ..pipelines.attention.stack import stacked
@@ -84,6 +85,7 @@ def controls() -> dict[str, tuple[Control | None, int]]:
         "Prompt-to-Prompt, the self window alone": (rewrite, 5),
         "Prompt-to-Prompt with LocalBlend, after its windows": (stacked([rewrite, blend]), 9),
         "MasaCtrl": (MasaCtrl(), 5),
+        "MasaCtrl, source prompt empty as published": (over_one_row(MasaCtrl()), 5),
         "Plug-and-Play, both windows open": (PlugAndPlay(), 0),
     }
 

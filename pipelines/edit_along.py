@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .attention.bank import Bank
 from .attention.control import Control, FeatureControl, Moving, source_roles
+from .attention.hooks import ROLES
 from .attention.one_row import over_one_row
 from .attention.watch import begun
 from .correction import DIRECT_INVERSION, Correction, correction_along
@@ -16,7 +17,7 @@ from .denoiser import constant
 from .editing import Branches, Edit, Editing
 from .errors import PalimpsestError
 from .kept_region import outside
-from .lending import Asked, Lender
+from .lending import Asked, Beside, Lender
 from .rows import Guess, Traced
 from .trajectory import Trajectory
 
@@ -98,13 +99,14 @@ def _bank(
 
 
 def _pairs(trajectory: Trajectory, lender: Lender, control: Control) -> bool:
-    """Whether the source's row may run beside the target's: no other row reads it, in this loop.
+    """Whether the source's rows may run beside the target's: each is read by that of its branch.
 
     What residual blocks add is read of a source that ran before.
     """
     own_loop = any(carried.own_loop for carried in trajectory.carried)
     apart = isinstance(control, Moving | FeatureControl)
-    if own_loop or apart or source_roles(control) != ("cond",) or control.source_role("uncond"):
+    other = any(control.source_role(role) not in (None, role) for role in ROLES)
+    if own_loop or apart or other:
         return False
     return lender.pairs(*_asked(trajectory))
 
@@ -134,7 +136,11 @@ def _branches(
         )
     recorded, edited = (
         replace(source, hooks=bank.recording),
-        replace(target, hooks=bank.injecting, beside=bank.beside if bank.pairs else None),
+        replace(
+            target,
+            hooks=bank.injecting,
+            beside=Beside(source, bank.beside) if bank.pairs else None,
+        ),
     )
     stepping = None
     if isinstance(control, Moving):

@@ -44,9 +44,9 @@ class Asked:
         conditional: [B, C, ...] what the conditional row is shown in the place of x; its noise is
             taken over to x. None shows it x.
         gradients: Whether they flow from what the hooks see to x; of a recorder.
-        beside: Asked before every call where the source stands, [B, C, ...], if its conditional row
-            shall run in one call with this branch's; the hooks see it first, as role "source".
-            Only where the lender `pairs`.
+        beside: Source whose rows may run in one call with those of the same branch of the guidance,
+            and are seen first by the hooks, in the roles of `hooks.BESIDE`. Only where the lender
+            `pairs`.
     """
 
     prompt: Whose
@@ -57,7 +57,21 @@ class Asked:
     hooks: Hooks = NO_HOOKS
     conditional: Tensor | None = None
     gradients: bool = False
-    beside: Callable[[], Tensor | None] | None = None
+    beside: Beside | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """A source whose rows may run in one call with the target's.
+
+    Attributes:
+        source: What they are denoised under.
+        place: Asked once a step for every branch of the guidance: where its row stands,
+            [B, C, ...], or None where none shall run.
+    """
+
+    source: Asked
+    place: Callable[[Role], Tensor | None]
 
 
 class Lender(Protocol):
@@ -75,11 +89,14 @@ class Lender(Protocol):
 
     @property
     def alone(self) -> bool:
-        """Whether no one else takes part in the calls of the source, so that one may be left."""
+        """Whether no one else takes part in the calls, and each branch of the target is run once.
+
+        A call of the source may then be left, and what the target has read be dropped.
+        """
         ...
 
     def pairs(self, source: Asked, target: Asked) -> bool:
-        """Whether the source's conditional row can run in one call with the target's."""
+        """Whether a row of the source can run in one call with the target's of the same branch."""
         ...
 
     def denoiser(self, asked: Asked) -> Denoiser:

@@ -1,15 +1,15 @@
-"""A source's row in one call with the prompt's row of its target: neither waits for the other.
+"""A source's rows in one call with those of its target: none waits for the others.
 
 Core asks for the branches of a prediction in one call and shows all of them the same latent. Here
-the prompt's branch is asked for alone, with the source's entry beside it at strength 0, so that
-core leaves its row out of the prediction; on its way into the network that row is put where the
-source stands. Core runs the last entries of a branch first, in one batch and in several: the source
+every branch is asked for alone, with the source's entry beside it at strength 0, so that core
+leaves its row out of the prediction; on its way into the network that row is put where the source
+stands. Core runs the last entries of a branch first, in one batch and in several: the source
 is always seen before the target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -20,9 +20,9 @@ from comfy.model_patcher import create_model_options_clone
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
-from ...pipelines.attention.hooks import Hooks
+from ...pipelines.attention.hooks import ROLES, Hooks, Role
 from .calls import Call
-from .guidance import asked_by_core
+from .guidance import Conds, CondsAt, asked_by_core
 from .hooked import seen
 
 #: An entry of a conditioning, as a session holds it.
@@ -33,25 +33,42 @@ _RESTRICTING = frozenset(
     {"area", "mask", "timestep_start", "timestep_end", "control", "hooks", "gligen", "default"}
 )
 
+#: Names of the branches in a session's conditionings, in core's order.
+_BRANCHES = ("positive", "negative")
+
 #: Where core hands its options to what wraps a call of the network: after t, two contexts, control.
 _OPTIONS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Beside:
-    """What runs beside the prompt's row of a target.
+class RowsBeside:
+    """Rows of a source that run in one call with a target's of the same branch of the guidance.
 
     Attributes:
-        entry: The source's.
-        place: Gives where it stands, [B, C, ...], or None where it does not run.
+        conds: The source's, or what gives them for a level.
+        place: See `lending.Beside`.
     """
 
-    entry: Entry
-    place: Callable[[], Tensor | None]
+    conds: Conds | CondsAt
+    place: Callable[[Role], Tensor | None]
+
+    def at(self, sigma: Tensor) -> dict[int, tuple[Entry, Tensor]]:
+        """Entry and place of each that runs at a level, by core's index of the branch."""
+        conds = self.conds(sigma) if callable(self.conds) else self.conds
+        places = {index: self.place(role) for index, role in enumerate(ROLES)}
+        return {
+            index: (conds[_BRANCHES[index]][0], place)
+            for index, place in places.items()
+            if place is not None
+        }
 
 
-def can_run_beside(source: list[Entry], target: list[Entry]) -> bool:
-    """Whether core would run two branches of one plain entry each in one batch."""
+def can_run_beside(source: Conds, target: Conds) -> bool:
+    """Whether core would run each branch of two plain prompts in one batch."""
+    return all(_alike(source[branch], target[branch]) for branch in _BRANCHES)
+
+
+def _alike(source: Sequence[Entry], target: Sequence[Entry]) -> bool:
     if len(source) != 1 or len(target) != 1:
         return False
     entries = source[0], target[0]
@@ -60,47 +77,49 @@ def can_run_beside(source: list[Entry], target: list[Entry]) -> bool:
     return comfy.samplers.cond_equal_size(*(entry["model_conds"] for entry in entries))
 
 
-def with_pair(
-    options: dict[str, Any], x: Tensor, hooks: Hooks, source: Entry, shown: Tensor
+def with_rows_beside(
+    options: dict[str, Any], x: Tensor, hooks: Hooks, beside: Mapping[int, tuple[Entry, Tensor]]
 ) -> dict[str, Any]:
-    """Options in which core's own call for a prediction of `x` runs a source beside its prompt.
+    """Options in which core's own call for a prediction of `x` is one for every branch.
 
     Args:
         options: Of the run.
-        x: [B, C, ...] where the target stands.
+        x: [B, C, ...] where the target stands, as the network is shown it.
         hooks: See the network from inside.
-        source: The source's entry.
-        shown: [B, C, ...] where it stands, as the network is shown it.
+        beside: Entry of a source and where it stands, alike, by index of the branch.
     """
     given = options.get("sampler_calc_cond_batch_function", asked_by_core)
-    entry = {**source, "strength": 0.0, "uuid": uuid4()}
+
+    def of_branch(args: dict[str, Any], index: int, entries: Sequence[Entry] | None) -> Tensor:
+        if not entries:
+            return torch.zeros_like(x)
+        known, name, every = options, None, [*entries]
+        if index in beside:
+            entry, place = beside[index]
+            name = uuid4()
+            known = _moved(options, name, place)
+            every.append({**entry, "strength": 0.0, "uuid": name})
+        branches = [*[None] * index, every]
+        looked_at = seen(args["model"], known, hooks, Call.of(branches, x, name))
+        return given(args | {"conds": branches, "model_options": looked_at})[index]
 
     def ask(args: dict[str, Any]) -> list[Tensor]:
         if args["input"] is not x:
             return given(args)
-        prompt, *others = args["conds"]
-
-        def asked(branches: list, known: dict[str, Any]) -> list[Tensor]:
-            call = Call.of(branches, x, entry["uuid"])
-            looked_at = seen(args["model"], known, hooks, call)
-            return given(args | {"conds": branches, "model_options": looked_at})
-
-        guess, *_ = asked([[*prompt, entry]], _moved(options, entry["uuid"], shown))
-        if not any(others):
-            return [guess, *(torch.zeros_like(guess) for _ in others)]
-        return [guess, *asked([None, *others], options)[1:]]
+        return [of_branch(args, *branch) for branch in enumerate(args["conds"])]
 
     return options | {"sampler_calc_cond_batch_function": ask}
 
 
-def _moved(options: dict[str, Any], entry: UUID, shown: Tensor) -> dict[str, Any]:
+def _moved(options: dict[str, Any], name: UUID, place: Tensor) -> dict[str, Any]:
     """A copy of options in which the network is shown the rows of an entry somewhere else."""
     options = create_model_options_clone(options)
 
     def moved(executor: Callable[..., Tensor], x: Tensor, *args: Any, **more: Any) -> Tensor:
-        ids = args[_OPTIONS]["uuids"]
-        parts = zip(x.chunk(len(ids)), ids, strict=True)
-        return executor(torch.cat([shown if i == entry else p for p, i in parts]), *args, **more)
+        names = args[_OPTIONS]["uuids"]
+        parts = zip(x.chunk(len(names)), names, strict=True)
+        shown = torch.cat([place if one == name else part for part, one in parts])
+        return executor(shown, *args, **more)
 
     add_wrapper_with_key(WrappersMP.APPLY_MODEL, "palimpsest_beside", moved, options, True)
     return options

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from torch import Tensor
 
-from ...pipelines.attention.hooks import ROLES, Role, Site
+from ...pipelines.attention.hooks import BESIDE, ROLES, Role, Site
 from ...pipelines.errors import PalimpsestError
 
 #: Where a call carries its token, among the options that core hands to every patch.
@@ -29,7 +29,7 @@ class Prompts:
 
     Attributes:
         tokens: Tokens of the prompt of every entry, by core's index of its branch and its id.
-        source: Id of the entry of a source that runs beside a branch; None where none does.
+        source: Id of the entries of a source that run beside the branches; None where none do.
     """
 
     tokens: Mapping[tuple[int, UUID], int]
@@ -60,7 +60,7 @@ class Prompts:
     def _role(self, index: int, entry: UUID) -> Role | None:
         if (index, entry) not in self.tokens:
             return None
-        return "source" if entry == self.source else ROLES[index]
+        return BESIDE[ROLES[index]] if entry == self.source else ROLES[index]
 
     def length(self, extra: Mapping[str, Any]) -> int:
         """Tokens of the text context as core made it: prompts are repeated to one length."""

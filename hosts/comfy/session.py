@@ -23,7 +23,7 @@ from torch import Tensor
 from ...pipelines.attention.hooks import NO_HOOKS, Hooks, Role
 from ...pipelines.denoiser import Denoiser, Guidance, RowCount, per_row
 from ...pipelines.lending import Mix
-from .beside import Beside, with_pair
+from .beside import RowsBeside, with_rows_beside
 from .calls import Call
 from .coordinates import OURS, Coordinates
 from .cost import Spent
@@ -79,7 +79,7 @@ class Session:
         guidance: Guidance | None = None,
         mix: Mix | None = None,
         conditional: Tensor | None = None,
-        beside: Beside | None = None,
+        beside: RowsBeside | None = None,
     ) -> Denoiser:
         """A guided denoiser; what other nodes hook into guidance takes effect.
 
@@ -89,7 +89,7 @@ class Session:
             guidance: Scale of every level; the guider's own cfg if not given.
             mix: Guides in the place of the plain sum.
             conditional: [B, C, h, w] what the prompt's row is shown in the place of x.
-            beside: A source's row that runs in one call with the prompt's.
+            beside: Rows of a source that run in one call with these.
         """
         guider, options = self.guider, self._options()
         if mix is not None:
@@ -106,10 +106,13 @@ class Session:
                 cfg = guider.cfg if guidance is None else self._cfg_of(guidance, level)
                 if hooks == NO_HOOKS and needs_negative_alone(cfg, options):
                     return negative_alone(guider.inner_model, x, level, here, options)
-                waiting = beside and beside.place()
-                if waiting is not None:
-                    shown, _ = self._called_with(waiting, sigma)
-                    options = with_pair(options, x, hooks, beside.entry, shown)
+                waiting = beside.at(sigma) if beside else {}
+                if waiting:
+                    shown = {
+                        index: (entry, self._called_with(place, sigma)[0])
+                        for index, (entry, place) in waiting.items()
+                    }
+                    options = with_rows_beside(options, x, hooks, shown)
                 elif hooks != NO_HOOKS:
                     options = with_own_call(options, x, hooks)
                 if conditional is not None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from ...pipelines.attention.hooks import Role
 from ...pipelines.denoiser import Denoiser, RowCount
-from ...pipelines.lending import Asked
+from ...pipelines.lending import Asked, Beside
 from ...pipelines.schedule import Scale, vp_scale
-from .prompt import Prompts
+from .prompt import Prompts, RowsBeside
 
 if TYPE_CHECKING:
     from .unet import DiffusersUNet
@@ -43,8 +43,15 @@ class Lent:
             mix=asked.mix,
             rows=self.rows,
             conditional=asked.conditional,
-            beside=asked.beside and (self.prompts.source, asked.beside),
+            beside=asked.beside and self._beside(asked.beside),
         )
+
+    def _beside(self, beside: Beside) -> RowsBeside:
+        prompts = {
+            "cond": self.prompts.of(beside.source),
+            "uncond": self.prompts.below(beside.source),
+        }
+        return RowsBeside(prompts, beside.place)
 
     def recorder(self, asked: Asked, roles: Sequence[Role]) -> Denoiser:
         """Some rows of a branch alone."""

@@ -1,13 +1,14 @@
 """A prompt as the diffusers host sees it, and what an inversion puts in its place."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...pipelines.attention.hooks import ROLES, Role
 from ...pipelines.attention.tokens import PromptTokens
 from ...pipelines.attention.words import cut_word
 from ...pipelines.errors import PalimpsestError
@@ -91,6 +92,24 @@ class Prompts:
 
     def _named(self, asked: Asked) -> Prompt:
         return self.source if asked.prompt == "source" else self.target
+
+
+@dataclass(frozen=True, eq=False)
+class RowsBeside:
+    """Rows of a source that run in one call with a target's of the same branch of the guidance.
+
+    Attributes:
+        prompts: By branch.
+        place: See `lending.Beside`.
+    """
+
+    prompts: Mapping[Role, Prompt | PromptAt]
+    place: Callable[[Role], Tensor | None]
+
+    def waiting(self) -> dict[Role, Tensor]:
+        """Where those stand that run in this step, by branch."""
+        places = {role: self.place(role) for role in ROLES}
+        return {role: place for role, place in places.items() if place is not None}
 
 
 def conditions(prompts: list[Prompt], images: int, dtype: torch.dtype) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...pipelines.attention.control import Control
 from ...pipelines.attention.features import FeatureRecorder
-from ...pipelines.attention.hooks import NO_HOOKS, Hooks, Role
+from ...pipelines.attention.hooks import BESIDE, NO_HOOKS, Hooks, Role
 from ...pipelines.correction import DIRECT_INVERSION, Correction
 from ...pipelines.couplings import Convention, ddim
 from ...pipelines.denoiser import (
@@ -32,7 +32,7 @@ from ...pipelines.schedule import VP, ddim_timesteps, sigma_from_alpha, vp_scale
 from ...pipelines.trajectory import Recipe, Trajectory
 from .attention import hooked
 from .lent import Lent
-from .prompt import Prompt, PromptAt, Prompts, conditions
+from .prompt import Prompt, PromptAt, Prompts, RowsBeside, conditions
 
 Prediction = Literal["epsilon", "v_prediction"]
 
@@ -72,7 +72,7 @@ class DiffusersUNet:
         rows: RowCount | None = None,
         gradients: bool = False,
         conditional: Tensor | None = None,
-        beside: tuple[Prompt, Callable[[], Tensor | None]] | None = None,
+        beside: RowsBeside | None = None,
     ) -> Denoiser:
         """The posterior mean under a prompt.
 
@@ -87,8 +87,7 @@ class DiffusersUNet:
             gradients: Whether they flow to the prompts.
             conditional: [B, C, h, w] what the prompt's row is shown in the place of x; its noise is
                 taken over to x.
-            beside: The source's prompt, and what gives where its row stands that runs beside the
-                prompt's; see `Asked.beside`.
+            beside: Rows of a source that run in one call with these.
         """
         guidance = constant(cfg) if isinstance(cfg, int | float) else cfg
         if negative is None and cfg != 1:
@@ -102,12 +101,15 @@ class DiffusersUNet:
             prompts = {"uncond": negative, "cond": positive} if guided else {"cond": positive}
             if guided and hooks == NO_HOOKS and bool(torch.as_tensor(scale == 0).all()):
                 del prompts["cond"]  # no one reads the conditional row
-            waiting = beside and beside[1]()
-            if waiting is not None:
-                pair = {"source": beside[0], "cond": positive}
-                means = self._means(pair, [waiting, x], sigma, hooks, rows)[1:]
-                if guided:
-                    means = self._means({"uncond": negative}, x, sigma, hooks, rows) + means
+            waiting = beside.waiting() if beside else {}
+            if waiting:
+                means = []
+                for role, prompt in prompts.items():
+                    every, places = {role: prompt}, [x]
+                    if role in waiting:
+                        every = {BESIDE[role]: beside.prompts[role], **every}
+                        places = [waiting[role], x]
+                    means.append(self._means(every, places, sigma, hooks, rows)[-1])
             elif conditional is None:
                 means = self._means(prompts, x, sigma, hooks, rows)
             else:

@@ -1,9 +1,9 @@
 """Record, then inject: how an edit reads its source's network without any map.
 
 The source row runs first and leaves in the bank the tensors that the control will read; the target
-rows run next. Where only the target's conditional row reads them, both may run side by side in one
-call: the bank then never holds more than one place's. What a control wants of an attention is
-always a sum of fused attentions
+rows run next. Where each row of the target reads that of its own branch, both may run side by side
+in one call: the bank then never holds more than one place's. What a control wants of an attention
+is always a sum of fused attentions
 
     out = SDPA(q1, k1, v1) + SDPA(q2, k2, v2) + ...
 
@@ -12,6 +12,7 @@ whose queries, keys and values come from either row; of a residual block it is a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,8 +23,8 @@ from torch import Tensor
 from ..denoiser import Denoiser
 from ..errors import PalimpsestError
 from ..schedule import Moment
-from .control import Control, FeatureControl, read_by_target
-from .hooks import QKV, Hooks, Kind, Role, Site, Term
+from .control import Control, FeatureControl, read_by_target, source_roles
+from .hooks import BESIDE, QKV, ROLES, Hooks, Kind, Role, Site, Term
 from .watch import Onlooker, Watch, bounds, within
 
 #: What was recorded at a site.
@@ -66,8 +67,9 @@ class Bank:
         features: What the inversion kept already; its steps need no source row.
         watches: Who sees the attention of both rows, and bounds the edit.
         onlookers: Who only sees it.
-        leaves: Whether a call of the source's rows may be left before its end.
-        pairs: Whether the source's row may run beside the target's.
+        leaves: Whether a call of the source's rows may be left before its end, and what all have
+            read be dropped.
+        pairs: Whether the source's rows may run beside the target's of the same branch.
         at: The step that it stands in; None before the first.
     """
 
@@ -79,12 +81,13 @@ class Bank:
     pairs: bool = False
     at: Moment | None = None
     _stored: dict[Place, Recorded] = field(default_factory=dict)
+    _reads: Counter[Place] = field(default_factory=Counter)
     _known: tuple[Site, ...] = ()
     _way: list[Site] = field(default_factory=list)
     _last: int | None = None
     _asked: bool = False
     _waiting: Tensor | None = None
-    _beside: bool = False
+    _wait: set[Role] = field(default_factory=set)
 
     def begin(self, at: Moment | None) -> None:
         """Start a step and forget the last one; None ends one.
@@ -98,15 +101,17 @@ class Bank:
                 "or LazyCache, for example): take that node away, or edit without the control."
             )
         self.at, self._asked = at, False
-        self._waiting, self._beside = None, False
+        self._waiting = None
+        self._wait.clear()
         self._stored.clear()
+        self._reads.clear()
 
     @property
     def _unasked(self) -> bool:
         """Whether there is something of the source in this step, and no one came for it."""
         if self.at is None or self._asked:
             return False
-        if self._stored or self._waiting is not None:
+        if self._stored or self._wait:
             return True
         return self.control.active(self.at) and not self.runs(self.at)
 
@@ -125,7 +130,7 @@ class Bank:
             targets: Rows of the target; side by side run as many.
         """
         if self.pairs and targets == len(x):
-            self._waiting = x
+            self._waiting, self._wait = x, set(source_roles(self.control))
             return
         known = self._known if self.leaves else ()
         read = [read_by_target(self.control, site, self.at) for site in known]
@@ -137,12 +142,13 @@ class Bank:
             return
         self._known = tuple(self._way)
 
-    def beside(self) -> Tensor | None:
-        """Where the source stands whose row waits for the target's; it waits no longer."""
-        waiting, self._waiting = self._waiting, None
-        self._beside = waiting is not None
+    def beside(self, role: Role) -> Tensor | None:
+        """Where the source stands whose row waits for the target's of a branch; no longer then."""
+        if role not in self._wait:
+            return None
+        self._wait.remove(role)
         self._last, self._way = None, []
-        return waiting
+        return self._waiting
 
     @property
     def empty(self) -> bool:
@@ -191,9 +197,10 @@ class Bank:
 
     def inject(self, site: Site, qkv: QKV) -> tuple[Term, ...] | None:
         """The controlled attention of the target rows, or None where the control is idle."""
-        if site.role == "source":
-            self.record(site._replace(role="cond"), qkv)
-            return None
+        for role, beside in BESIDE.items():
+            if site.role == beside:
+                self.record(site._replace(role=role), qkv)
+                return None
         self._asked = True
         if self.control.source_role(site.role) is None:
             return None
@@ -235,7 +242,16 @@ class Bank:
                 "run: take away what skips the network (EasyCache, for example) or a span of steps "
                 "on the source prompt, or edit without the control."
             )
-        return self._stored.pop(place) if self._beside else self._stored[place]
+        stored = self._stored[place]
+        self._reads[place] += 1
+        if self.leaves and self._reads[place] == self._readers(site._replace(role=role)):
+            del self._stored[place]
+        return stored
+
+    def _readers(self, site: Site) -> int:
+        """How many branches of the target read a row of the source at a site."""
+        own = [role for role in ROLES if self.control.source_role(role) == site.role]
+        return sum(self.control.reads(site._replace(role=role), self.at) for role in own)
 
 
 def kept_within(bank: Bank | None, mask: Tensor | None, apart: Tensor) -> Tensor:

@@ -12,11 +12,14 @@ from ..errors import PalimpsestError
 
 Kind = Literal["self", "cross", "joint", "features"]
 
-#: Branch of the guidance; of a source whose conditional row runs beside a target's, "source".
-Role = Literal["cond", "uncond", "source"]
+#: Branch of the guidance; of a source's row that runs beside the target's of a branch, its own.
+Role = Literal["cond", "uncond", "source cond", "source uncond"]
 
 #: The branches of the guidance.
 ROLES: tuple[Role, ...] = ("cond", "uncond")
+
+#: The source's row beside that of each.
+BESIDE: dict[Role, Role] = {"cond": "source cond", "uncond": "source uncond"}
 
 
 class Site(NamedTuple):

@@ -51,12 +51,13 @@ class Host:
             return guided
 
         def denoise(x, sigma):
-            waiting = asked.beside()
-            if waiting is not None:
-                self.runs.append(("source", ("beside",), float(sigma)))
-                tokens = waiting.flatten(2)
-                site = Site("self", 0, "source", tokens.shape[1])
-                assert asked.hooks.attention(site, QKV(tokens, tokens, tokens)) is None
+            for role in ("uncond", "cond"):
+                waiting = asked.beside.place(role)
+                if waiting is not None:
+                    self.runs.append(("source", (f"beside {role}",), float(sigma)))
+                    tokens = waiting.flatten(2)
+                    site = Site("self", 0, f"source {role}", tokens.shape[1])
+                    assert asked.hooks.attention(site, QKV(tokens, tokens, tokens)) is None
             return guided(x, sigma)
 
         return denoise
@@ -200,31 +201,34 @@ def test_only_the_rows_that_a_control_reads_are_run_of_the_source(roles, runs):
     assert of_source == [sorted(runs)] * 2
 
 
-def test_a_row_that_one_row_reads_runs_beside_it_and_says_the_same():
-    control, hosts = Values(ONE, end=2), [Host(paired=paired) for paired in (True, False)]
+@pytest.mark.parametrize("roles", [ONE, {"uncond": "uncond"}, {"cond": "cond", "uncond": "uncond"}])
+def test_a_row_that_its_own_branch_reads_runs_beside_it_and_says_the_same(roles):
+    control, hosts = Values(roles, end=2), [Host(paired=paired) for paired in (True, False)]
     beside, apart = (edit_along(recorded(), host, control=control).run() for host in hosts)
     assert torch.equal(beside.latent, apart.latent)
-    of_source = [[roles for prompt, roles, _ in host.runs if prompt == "source"] for host in hosts]
-    assert of_source == [[("beside",)] * 2, [("cond",)] * 2]
+    ran, before = ([r for prompt, r, _ in host.runs if prompt == "source"] for host in hosts)
+    assert ran == [(f"beside {role}",) for role in ("uncond", "cond") if role in roles] * 2
+    assert before == [tuple(role for role in ("cond", "uncond") if role in roles)] * 2
 
 
 @pytest.mark.parametrize(
     ("control", "chain", "start", "more"),
     [
         (Values({"cond": "cond", "uncond": "cond"}), recorded(), None, {}),
-        (Values({"uncond": "uncond"}), recorded(), None, {}),
         (Blocks(ONE), recorded(), None, {}),
         (Values(ONE), recorded(), recorded().start.repeat(2, 1, 1, 1), {}),
         (Values(ONE), recorded(), None, {"correction": UNCORRECTED}),
         (Values(ONE), None, None, {}),
     ],
-    ids=["two readers", "the other", "features", "many targets", "drifts", "own loop"],
+    ids=["two readers", "features", "many targets", "drifts", "own loop"],
 )
 def test_elsewhere_the_source_runs_before_the_target(control, chain, start, more):
     host, chain = Host(paired=True), chain or carried_along(uni_inv)
     edit_along(chain, host, control=control, **more).run(start=start)
     of_source = [roles for prompt, roles, _ in host.runs if prompt == "source"]
-    assert len(of_source) >= STEPS and ("beside",) not in of_source
+    assert len(of_source) >= STEPS and not any(
+        "beside" in role for roles in of_source for role in roles
+    )
 
 
 @pytest.mark.parametrize("control", [Values, Blocks], ids=["attention", "features"])

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ....pipelines.attention.hooks import Role
 from ....pipelines.denoiser import Denoiser
-from ....pipelines.lending import Asked
+from ....pipelines.lending import Asked, Beside
 from ....pipelines.schedule import Scale
-from ..beside import Beside, can_run_beside
+from ..beside import RowsBeside, can_run_beside
 from ..fingerprint import conditioning_key, features_key, guided_key
 from ..guidance import Conditioning, Conds
 from ..session import Session
@@ -41,18 +41,19 @@ class Lent:
 
     @property
     def alone(self) -> bool:
-        """Whether nothing of other nodes takes part in the source's calls.
+        """Whether nothing of other nodes takes part in the calls, and a branch is one entry.
 
         What counts calls, or keeps something from one to the next, must see each to its end.
         """
-        return self.session.levels_per_call(2, self.session.source) > 1
+        single = all(len(entries) == 1 for entries in self.session.target.values())
+        return single and self.session.levels_per_call(2, self.session.source) > 1
 
     def pairs(self, source: Asked, target: Asked) -> bool:
         """Where no other node takes part, and both are a plain prompt of the same form."""
         mapped = source.values is not None or target.values is not None
         if mapped or target.conditional is not None or not self.alone:
             return False
-        return can_run_beside(self.session.source["positive"], self.session.target["positive"])
+        return can_run_beside(self.session.source, self.session.target)
 
     def denoiser(self, asked: Asked) -> Denoiser:
         """The guided denoiser of a branch."""
@@ -65,8 +66,14 @@ class Lent:
             guidance=asked.guidance,
             mix=asked.mix,
             conditional=asked.conditional,
-            beside=asked.beside and Beside(self.session.source["positive"][0], asked.beside),
+            beside=asked.beside and self._beside(asked.beside),
         )
+
+    def _beside(self, beside: Beside) -> RowsBeside:
+        conds, negative = self.session.source, beside.source.negative
+        if negative is not None:
+            conds = self.session.with_negative(conds, negative)
+        return RowsBeside(conds, beside.place)
 
     def recorder(self, asked: Asked, roles: Sequence[Role]) -> Denoiser:
         """Some rows of a branch alone; within `EditRequest.walking` gradients flow through them."""

@@ -132,9 +132,12 @@ def test_where_memory_is_short_the_source_still_runs_first(sd1, words, monkeypat
 def test_entries_that_core_would_not_put_into_one_batch_run_apart(change):
     plain = {"model_conds": {"c_crossattn": CONDCrossAttn(torch.zeros(1, 77, 32))}}
     other = {**plain, **change}
-    assert can_run_beside([plain], [plain])
-    assert not can_run_beside([plain], [other]) and not can_run_beside([other], [plain])
-    assert not can_run_beside([plain, plain], [plain]) and not can_run_beside([plain], [])
+    both = {"positive": [plain], "negative": [plain]}
+    assert can_run_beside(both, both)
+    for branch in both:
+        for entries in ([other], [plain, plain], []):
+            wrong = both | {branch: entries}
+            assert not can_run_beside(both, wrong) and not can_run_beside(wrong, both)
 
 
 def test_what_other_nodes_put_on_the_model_sees_the_source_run_before(sd1, apart):

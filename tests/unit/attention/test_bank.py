@@ -320,7 +320,7 @@ def paired(bank, x, targets):
     ran = []
     bank.begin(AT[0])
     bank.fill(lambda x, sigma: ran.append(x), x, targets)
-    return ran, bank.beside()
+    return ran, bank.beside("cond")
 
 
 def test_a_source_waits_for_as_many_rows_of_the_target():
@@ -334,15 +334,15 @@ def test_a_source_waits_for_as_many_rows_of_the_target():
 
 def test_it_waits_once_and_for_its_own_step_alone():
     bank, x = Bank(Borrow(), pairs=True), picture(1)
-    assert paired(bank, x, 1)[1] is x and bank.beside() is None
+    assert paired(bank, x, 1)[1] is x and bank.beside("cond") is None
     bank.begin(AT[0])
-    assert bank.beside() is None
+    assert bank.beside("cond") is None
 
 
 def test_a_row_beside_is_seen_where_it_is_read_and_forgotten_once_it_was():
     bank, source, own = Bank(Borrow(), pairs=True), qkv(1, seed=5), qkv(1)
     paired(bank, picture(1), 1)
-    assert bank.inject(SELF._replace(role="source"), source) is None
+    assert bank.inject(SELF._replace(role="source cond"), source) is None
     assert not bank.empty
     beside = bank.inject(SELF, own)
     assert bank.empty
@@ -350,9 +350,9 @@ def test_a_row_beside_is_seen_where_it_is_read_and_forgotten_once_it_was():
     apart.begin(AT[0])
     apart.record(SELF, source)
     expected = apart.inject(SELF, own)
-    assert not apart.empty
+    assert apart.empty
     assert all(torch.equal(*pair) for pair in zip(beside[0][:2], expected[0][:2], strict=True))
-    bank.inject(CROSS._replace(role="source"), source)
+    bank.inject(CROSS._replace(role="source cond"), source)
     bank.begin(None)
 
 
