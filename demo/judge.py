@@ -85,10 +85,15 @@ def agreement(image: Tensor, scene: Scene) -> dict[str, bool]:
     Those of a second object are called `other_color` and so on. Which of two objects that were
     found is which of the scene's is what more attributes speak for.
     """
+    return _agrees(found_in(image, scene), scene)
+
+
+def found_in(image: Tensor, scene: Scene) -> tuple[Judgement, ...]:
+    """What a picture `[128, 128, 3]` in 0..1 shows, in the order of a scene's objects."""
     if scene.other is None:
-        return judge(image).agrees(scene)
+        return (judge(image),)
     orders = permutations(judge_pair(image))
-    return max((_agrees(order, scene) for order in orders), key=lambda right: sum(right.values()))
+    return max(orders, key=lambda order: sum(_agrees(order, scene).values()))
 
 
 def pixels_of_color(image: Tensor, color: str) -> Tensor:

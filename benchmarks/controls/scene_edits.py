@@ -1,0 +1,172 @@
+"""Edits of scenes with two objects, or with a place, and what one of them came to."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from ...demo.judge import Judgement, agreement, found_in
+from ...demo.layouts import scene_of
+from ...demo.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    EXCLUDED,
+    PLACES,
+    SHAPES,
+    TEXTURES,
+    Scene,
+    caption,
+    changed,
+    every_content,
+)
+from ...demo.scenes import render as drawn
+from ...demo.things import Thing
+from ..inversions.scene_edits import CELL, psnr
+
+#: What changes: something of one of two objects, the background of both, or one object's place.
+Kind = Literal["color", "shape", "texture", "background", "place"]
+
+KINDS: tuple[Kind, ...] = ("color", "shape", "texture", "background", "place")
+
+#: What one of two objects can become.
+OF_ONE: dict[str, tuple[str, ...]] = {
+    "color": tuple(COLORS),
+    "shape": tuple(SHAPES),
+    "texture": TEXTURES,
+}
+
+FIRST_SEED = 70_000
+
+
+@dataclass(frozen=True)
+class Task:
+    """A scene, and the scene that it shall become.
+
+    Attributes:
+        kind: What changes.
+        second: Whether it is the second object's.
+        scene: As it is.
+        wanted: As it shall be.
+    """
+
+    kind: Kind
+    second: bool
+    scene: Scene
+    wanted: Scene
+
+    @property
+    def captions(self) -> tuple[str, str]:
+        """Source and target prompt."""
+        return caption(self.scene), caption(self.wanted)
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """What the edited object is called in either prompt; the first, where all are edited."""
+        return tuple(s.things[self.second].shape for s in (self.scene, self.wanted))
+
+    @property
+    def picture(self) -> Tensor:
+        """[1, 128, 128, 3] the scene as it is."""
+        return drawn(self.scene)[0][None]
+
+    @property
+    def truth(self) -> Tensor:
+        """[1, 128, 128, 3] the scene as it shall be."""
+        return drawn(self.wanted)[0][None]
+
+    @property
+    def told(self) -> str:
+        """What changes, in a few words."""
+        name = f"other_{self.kind}" if self.second else self.kind
+        before, after = (_value(scene, name) for scene in (self.scene, self.wanted))
+        return f"{before} to {after}"
+
+    def kept(self) -> Tensor:
+        """[128, 128] bool: where nothing may change, a latent cell away from what does."""
+        wide = max_pool2d(changed(self.scene, self.wanted)[None], 2 * CELL + 1, 1, CELL)[0]
+        return wide == 0
+
+
+def _value(scene: Scene, name: str) -> str:
+    other = name.removeprefix("other_")
+    return getattr(scene if other == name else scene.other, other)
+
+
+def tasks(count: int, kind: Kind) -> list[Task]:
+    """So many edits of a kind; a prefix of a longer list is the shorter one."""
+    return [_task(kind, 1000 * KINDS.index(kind) + FIRST_SEED + n) for n in range(count)]
+
+
+def _task(kind: Kind, seed: int) -> Task:
+    scene = scene_of("placed" if kind == "place" else "pair", seed, every_content())
+    second = kind in OF_ONE and seed % 2 == 1
+    return Task(kind, second, scene, _one_of(_wanted(scene, kind, second), seed))
+
+
+def _wanted(scene: Scene, kind: Kind, second: bool) -> list[Scene]:
+    """What a scene may become: something that can be drawn, and still two different objects."""
+    if kind == "place":
+        return [scene.with_(place=PLACES[scene.place])]
+    values = tuple(BACKGROUNDS) if kind == "background" else OF_ONE[kind]
+    name = f"other_{kind}" if second else kind
+    others = [scene.with_(**{name: value}) for value in values if value != _value(scene, name)]
+    return [replace(s, seed=scene.seed) for s in others if _can_be(s)]
+
+
+def _can_be(scene: Scene) -> bool:
+    first, second = scene.things
+    seen = all((thing.color, scene.background) not in EXCLUDED for thing in scene.things)
+    return seen and first.color != second.color and first.shape != second.shape
+
+
+def _one_of(scenes: list[Scene], seed: int) -> Scene:
+    generator = torch.Generator().manual_seed(seed)
+    return scenes[int(torch.randint(len(scenes), (), generator=generator))]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an edited picture shows.
+
+    Attributes:
+        success: Whether all that the target's caption says is in it.
+        changed: Whether that is there which the edit was asked for.
+        other: Whether the object that was not meant is as it was, within a latent cell of its
+            place; None where there is none.
+        background: PSNR in dB to the picture, where nothing may change; None where all may.
+        likeness: SSIM to the drawn edit, of the whole picture.
+    """
+
+    success: bool
+    changed: bool
+    other: bool | None
+    background: float | None
+    likeness: float
+
+
+def score(task: Task, edited: Tensor) -> Score:
+    """Judge an edit [1, 128, 128, 3] in 0..1."""
+    agrees, where = agreement(edited[0], task.wanted), task.kept()
+    first = (t.permute(0, 3, 1, 2) for t in (edited, task.truth))
+    return Score(
+        success=all(agrees.values()),
+        changed=agrees[f"other_{task.kind}" if task.second else task.kind],
+        other=_other(task, edited[0]),
+        background=psnr(edited[0][where], task.picture[0][where]) if where.any() else None,
+        likeness=float(structural_similarity_index_measure(*first, data_range=1.0)),
+    )
+
+
+def _other(task: Task, image: Tensor) -> bool | None:
+    if task.kind not in OF_ONE:
+        return None
+    meant = not task.second
+    return _is(found_in(image, task.wanted)[meant], task.scene.things[meant])
+
+
+def _is(found: Judgement, thing: Thing) -> bool:
+    same = all(getattr(found, name) == getattr(thing, name) for name in OF_ONE)
+    return same and max(abs(found.x - thing.x), abs(found.y - thing.y)) <= CELL
