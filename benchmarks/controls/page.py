@@ -11,7 +11,7 @@ from .methods import CFG, FIRST_LAYER, GUIDED, METHODS, STEPS, THRESHOLD, XA_GUI
 from .scene_edits import KINDS, Score
 
 HEADINGS = (
-    "edits | success | change made | other thing untouched | background | SSIM to the drawn edit"
+    "edits | success | change made | other thing untouched | kept part | SSIM to the drawn edit"
 )
 
 
@@ -104,8 +104,8 @@ of MasaCtrl by words, at {GUIDED:g}; MasaCtrl begins at {FIRST_LAYER:g} of the l
 {table(outcomes)}
 *Success*: a judge that knows the scenes finds all that the target's caption says. *Change made*:
 that which was asked for. *Other thing untouched*: the object that was not meant has its colour,
-shape and texture, within 8 pixels of its place. *Background*: PSNR to the picture, more than 8
-pixels away from all that changes between the two drawings. *SSIM*: of the whole picture, to the
+shape and texture, within 8 pixels of its place. *Kept part*: PSNR to the picture, more than 8 pixels
+away from all that changes between the two drawings. *SSIM*: of the whole picture, to the
 drawn edit; *drawn edited* is that through the VAE. *Rows* and *seconds* are of inversion and edit,
 on one core; a backward pass is no row.
 

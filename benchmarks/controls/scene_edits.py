@@ -110,16 +110,17 @@ def _wanted(scene: Scene, kind: Kind, second: bool) -> list[Scene]:
     """What a scene may become: something that can be drawn, and still two different objects."""
     if kind == "place":
         return [scene.with_(place=PLACES[scene.place])]
-    values = tuple(BACKGROUNDS) if kind == "background" else OF_ONE[kind]
-    name = f"other_{kind}" if second else kind
-    others = [scene.with_(**{name: value}) for value in values if value != _value(scene, name)]
-    return [replace(s, seed=scene.seed) for s in others if _can_be(s)]
-
-
-def _can_be(scene: Scene) -> bool:
-    first, second = scene.things
-    seen = all((thing.color, scene.background) not in EXCLUDED for thing in scene.things)
-    return seen and first.color != second.color and first.shape != second.shape
+    if kind == "background":
+        edits = [{"background": name} for name in BACKGROUNDS if name != scene.background]
+    else:
+        name = f"other_{kind}" if second else kind
+        # Two objects differ in colour and in shape; their textures may be the same.
+        taken = {_value(scene, name)} | {
+            getattr(t, kind) for t in scene.things if kind != "texture"
+        }
+        edits = [{name: value} for value in OF_ONE[kind] if value not in taken]
+    wanted = [replace(scene.with_(**edit), seed=scene.seed) for edit in edits]
+    return [s for s in wanted if all((t.color, s.background) not in EXCLUDED for t in s.things)]
 
 
 def _one_of(scenes: list[Scene], seed: int) -> Scene:
