@@ -19,7 +19,7 @@ from ...pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction
 from ...pipelines.denoiser import RowCount
 from .scene_edits import KINDS, Kind, Task
 
-STEPS = 30
+STEPS = 20
 CFG = 5.0
 
 #: What fits the embedded model: it has 7 layers, and its things are sharp in its word maps.
@@ -107,8 +107,8 @@ OF_THINGS: tuple[Kind, ...] = ("color", "shape", "texture")
 
 #: By the names that --methods takes.
 METHODS = {
-    "ddim": Method("DDIM, the prompt alone", None, correction=UNCORRECTED),
-    "direct": Method("Direct Inversion, the prompt alone", None),
+    # Without a control no one reads the source's row: Direct Inversion then makes the same picture.
+    "ddim": Method("the prompt alone", None, correction=UNCORRECTED),
     "words": Method("Prompt-to-Prompt", words, (*OF_THINGS, "background")),
     "blend": Method("Prompt-to-Prompt + LocalBlend", blended, OF_THINGS),
     "looks": Method("MasaCtrl", looks, ("shape", "place")),

@@ -98,14 +98,16 @@ Scenes of the embedded model with two objects, one of which becomes another colo
 (the first and the second in turn); the same with another background; and one object that moves
 across the picture. Every control on the kinds of edit that it is made for, {STEPS} steps, inversion
 at guidance 1, Direct Inversion, guidance {CFG:g}; pix2pix-zero at {ZERO_CFG:g} and {XA_GUIDANCE:g}
-on the latent. LocalBlend's words are the edited thing's, at threshold {THRESHOLD:g}; so are those
-of MasaCtrl by words, at {GUIDED:g}; MasaCtrl begins at {FIRST_LAYER:g} of the layers.
+on the latent. By the prompt alone plain DDIM and Direct Inversion make the same picture, number for
+number: without a control nothing of the target reads the source, which is all that they differ in.
+LocalBlend's words are the edited thing's, at threshold {THRESHOLD:g}; so are those of MasaCtrl by
+words, at {GUIDED:g}; MasaCtrl begins at {FIRST_LAYER:g} of the layers.
 
 {table(outcomes)}
 *Success*: a judge that knows the scenes finds all that the target's caption says. *Change made*:
 that which was asked for. *Other thing untouched*: the object that was not meant has its colour,
-shape and texture, within 8 pixels of its place. *Kept part*: PSNR to the picture, more than 8 pixels
-away from all that changes between the two drawings. *SSIM*: of the whole picture, to the
+shape and texture, within 8 pixels of its place. *Kept part*: PSNR to the picture, more than 8
+pixels away from all that changes between the two drawings. *SSIM*: of the whole picture, to the
 drawn edit; *drawn edited* is that through the VAE. *Rows* and *seconds* are of inversion and edit,
 on one core; a backward pass is no row.
 

@@ -18,6 +18,7 @@ from palimpsest.tests.browser.front_end import (
     widget_values,
 )
 from palimpsest.tests.server.pictures import (
+    LOST,
     api_form,
     demo_pictures,
     far_outside,
@@ -68,6 +69,8 @@ RESULTS = {
     "negative_prompt": dict.fromkeys(["plain", "proximal"], "a red star on grass"),
     "core_samplers": {"edit": "a blue heart on grass"},
 }
+#: Fewer than a workflow has, but as many as it needs to make them; the others need 8.
+STEPS = {"edict": 20, "edit_friendly": 20}
 MASKED = {"stroke_edit", "compositing", "diffedit", "inpaint", "sde_drag"}
 MOVED = {"sde_drag": (73, 64), "copy_paste": (77, 64)}  # where the object is in the end
 
@@ -87,7 +90,7 @@ def test_the_demo_is_found_loaded_and_run_from_the_templates_dialog(page, server
     assert server.rows(entry) == 10 + 20 + 6
     pictures = demo_pictures(server, entry)
     edit, round_trip = kept_outside(pictures)
-    assert edit >= round_trip - 3
+    assert edit >= round_trip - LOST
     assert painted_inside(pictures["edit"]) >= 0.8
     page.wait_for_timeout(500)  # the pictures are drawn
     screenshot("done")
@@ -133,7 +136,7 @@ def test_a_workflow_makes_what_it_promises_among_elements(page, server, screensh
 def promised(page, server, screenshot, name):
     """Run a workflow that was made quicker, and judge its pictures."""
     load_workflow(page, WORKFLOWS / f"palimpsest_{name}.json", name)
-    hurry(page)
+    hurry(page, STEPS.get(name, 8))
     prompt, entry = run_unseen(page, server)
     pictures = saved_pictures(server, prompt, entry)
     judged = {result: judge(pictures[result]) for result in RESULTS[name]}

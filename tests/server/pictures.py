@@ -77,6 +77,10 @@ def psnr(a, b, where):
     return float(-10 * (a - b)[where].square().mean().log10())
 
 
+#: What the demo's edit may lose of its background, in dB, beside the VAE's round trip.
+LOST = 6
+
+
 def kept_outside(pictures):
     """PSNR of the edit outside the mask, and that of the VAE's round trip there."""
     outside = scenes.changed(*demo_scenes()) == 0

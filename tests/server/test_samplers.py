@@ -56,7 +56,7 @@ def distances(server, graph, *latents):
     ],
 )
 def test_refining_brings_latents_back_from_ksampler(server, scheduler, convention, steps, most):
-    graph = Editing(steps, scheduler=scheduler, convention=convention, refinement=4)
+    graph = Editing(steps, scheduler=scheduler, convention=convention, refinement=5)
     plain = graph.add("PalimpsestInvertDDIM", **graph.inverted.inputs | {"refinement": 0})
     backs = [sampled(graph, inverted)[0] for inverted in (plain, graph.inverted)]
     unrefined, refined = distances(server, graph, *backs)
@@ -67,7 +67,7 @@ def test_refining_brings_latents_back_from_ksampler(server, scheduler, conventio
 
 @pytest.mark.parametrize(("strength", "steps"), [(1.0, STEPS), (0.6, 6)])
 def test_noise_and_sigmas_come_back_from_the_custom_sampler(server, strength, steps):
-    graph = Editing(steps, scheduler="karras", refinement=4, strength=strength)
+    graph = Editing(steps, scheduler="karras", refinement=5, strength=strength)
     guider = graph.add("BasicGuider", model=graph.model[0], conditioning=graph.described[0])
     by_noise = custom(graph, guider[0])
     by_latent = custom(graph, guider[0], graph.add("DisableNoise")[0], graph.inverted[1])

@@ -68,8 +68,10 @@ def request_along(demo, trajectory, target="a blue heart on grass", cfg=3.0):
     source, target, negative = (
         agree.encode(demo.clip, text) for text in ("a red heart on grass", target, "")
     )
+    # They were made with earlier weights of the embedded model, which a file knows by their name.
+    known = replace(trajectory, recipe=replace(trajectory.recipe, model=""))
     return EditRequest(
-        demo.model, trajectory, source, target, negative, cfg, None, None, DIRECT_INVERSION
+        demo.model, known, source, target, negative, cfg, None, None, DIRECT_INVERSION
     )
 
 
