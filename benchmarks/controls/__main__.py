@@ -31,8 +31,8 @@ from .scene_edits import KINDS, Kind, Score, Task, score, tasks
 
 KEPT = RESULTS / "controls.jsonl"
 
-#: Edits of each kind on the sheet.
-SHOWN = 2
+#: Edits of each kind on the sheet, and drawn edits that are judged for comparison.
+SHOWN, DRAWN = 2, 12
 
 
 def kept() -> dict[tuple[str, str, int], Outcome]:
@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> int:
     outcomes = [o for o in kept().values() if o.task < options.count]
     print(table(outcomes), *(of_kind(outcomes, kind) for kind in kinds), sep="\n")
     if options.write:
-        best = {kind: ceiling(model, options.count, kind) for kind in KINDS}
+        best = {kind: ceiling(model, min(options.count, DRAWN), kind) for kind in KINDS}
         RESULTS.joinpath("controls.md").write_text(page(outcomes, best), encoding="utf-8")
     if options.sheet:
         every = [task for kind in KINDS for task in tasks(SHOWN, kind)]
