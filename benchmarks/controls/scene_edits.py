@@ -82,7 +82,10 @@ class Task:
         """What changes, in a few words."""
         name = f"other_{self.kind}" if self.second else self.kind
         before, after = (_value(scene, name) for scene in (self.scene, self.wanted))
-        return f"{before} to {after}"
+        told = f"{before} to {after}"
+        for filler in ("on the ", "at the ", "the ", "a "):
+            told = told.replace(filler, "")
+        return told
 
     def kept(self) -> Tensor:
         """[128, 128] bool: where nothing may change, a latent cell away from what does."""
