@@ -1,9 +1,12 @@
 """Wall time of controlled edits: over plain calls of the network, and beside published controllers.
 
-    python dev.py bench speed [--steps 10] [--repeats 3] [--controls NAME,...] [--write]
+    python dev.py bench speed [--steps 10] [--repeats 3] [--pixels 512] [--controls NAME,...]
+                              [--write]
 
-A random network in the shape of Stable Diffusion 1 at 30 % of its width, 512 x 512 pixels, on the
-accelerator if there is one. Ratios for every control, each of runs that took turns:
+A random network in the shape of Stable Diffusion 1 at 30 % of its width, on the accelerator if
+there is one; at 512 x 512 pixels the maps of the published controllers take minutes a step on two
+cores.
+Ratios for every control, each of runs that took turns:
 
     our edit, over the same calls of the network with nothing around them, without ComfyUI and in it
     the same edit by a published controller (all rows, all attention maps), over ours
@@ -60,7 +63,7 @@ PAGE = RESULTS / "speed.md"
 #: Of the plain calls.
 ALLOWED = 1.05
 
-CFG, SIDE = 7.5, 64
+CFG = 7.5
 
 #: What the latents of both implementations may differ by, relative to their size: float32 and the
 #: chaos of random weights over ten steps.
@@ -131,9 +134,9 @@ def embeddings(contest: Contest) -> tuple[Tensor, Tensor, Tensor]:
     return (negative if contest.own_negative else source), target, negative
 
 
-def made_up(sigmas: Tensor) -> Trajectory:
-    """A trajectory at these levels."""
-    x0, noise = torch.randn(2, 1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+def made_up(sigmas: Tensor, side: int) -> Trajectory:
+    """A trajectory at these levels, of a latent of so many cells a side."""
+    x0, noise = torch.randn(2, 1, 4, side, side, generator=torch.Generator().manual_seed(2))
     chain = torch.stack([x0 + float(sigma) * noise for sigma in sigmas]).to(device())
     return Trajectory(chain, sigmas, chain[0], Recipe("made up"))
 
@@ -159,8 +162,7 @@ def seconds(run: Run) -> float:
 
 
 def ratio(over: Run, under: Run, repeats: int) -> list[float]:
-    """Their times over one another, taken in turns after a run of each."""
-    over(), under()
+    """Their times over one another, taken in turns; both have run before."""
     return [seconds(over) / seconds(under) for _ in range(repeats)]
 
 
@@ -184,10 +186,10 @@ def headless(
     return run, rows.rows
 
 
-def plain_calls(network: nn.Module, sizes: list[int]) -> Run:
+def plain_calls(network: nn.Module, sizes: list[int], side: int) -> Run:
     """Calls of a diffusers UNet of these sizes, with nothing around them."""
     text = torch.randn(1, 77, TEXT, device=device())
-    z, t = torch.randn(1, 4, SIDE, SIDE, device=device()), torch.tensor(500)
+    z, t = torch.randn(1, 4, side, side, device=device()), torch.tensor(500)
 
     @torch.no_grad()
     def run() -> None:
@@ -236,7 +238,7 @@ def comfy_model() -> ModelPatcher:
     return comfy.model_patcher.ModelPatcher(model.eval(), device(), offload)
 
 
-def in_comfy(contest: Contest, steps: int) -> tuple[Run, Run]:
+def in_comfy(contest: Contest, steps: int, side: int) -> tuple[Run, Run]:
     """Our edit in ComfyUI, and its calls with nothing around them."""
     patcher = comfy_model()
 
@@ -247,7 +249,7 @@ def in_comfy(contest: Contest, steps: int) -> tuple[Run, Run]:
     levels = schedule(patcher, "ddim_uniform", steps, 1.0).flip(0).double()
     prompts = [[[embedding.cpu(), {}]] for embedding in embeddings(contest)]
     control = BoundControl(contest.control)
-    chain = made_up(levels).to(torch.device("cpu"))
+    chain = made_up(levels, side).to(torch.device("cpu"))
     request = EditRequest(patcher, chain, *prompts, CFG, control, None, DIRECT_INVERSION)
 
     @torch.inference_mode()
@@ -257,7 +259,7 @@ def in_comfy(contest: Contest, steps: int) -> tuple[Run, Run]:
     with sizes_of(patcher.model.diffusion_model) as sizes:
         run()
     text = torch.randn(1, 77, TEXT, device=device())
-    z = torch.randn(1, 4, SIDE, SIDE, device=device())
+    z = torch.randn(1, 4, side, side, device=device())
 
     @torch.inference_mode()
     def plain() -> None:
@@ -268,12 +270,12 @@ def in_comfy(contest: Contest, steps: int) -> tuple[Run, Run]:
     return run, plain
 
 
-def measure(name: str, contest: Contest, steps: int, repeats: int) -> tuple[str, bool]:
+def measure(name: str, contest: Contest, steps: int, repeats: int, side: int) -> tuple[str, bool]:
     """The row of a control in the table, and whether it holds."""
     unet = diffusers_unet()
     timesteps = [1 + 1000 // steps * i for i in range(steps)]
     sigmas = unet.ddim_sigmas(steps)
-    trajectory = made_up(sigmas)
+    trajectory = made_up(sigmas, side)
     ours, rows = headless(unet, contest, trajectory)
     theirs = published(unet, contest, trajectory, timesteps)
     expected = theirs()
@@ -282,10 +284,14 @@ def measure(name: str, contest: Contest, steps: int, repeats: int) -> tuple[str,
         raise SystemExit(f"{name}: both edits differ by {apart:.2g}, which is above {SAME:g}.")
     with sizes_of(unet.unet) as sizes:
         ours()
-    over = ratio(ours, plain_calls(unet.unet, sizes), repeats)
+    plain = plain_calls(unet.unet, sizes, side)
+    plain()
+    over = ratio(ours, plain, repeats)
     gain = ratio(theirs, ours, repeats)
     stayed = ratio(headless(unet, contest, trajectory, leaves=False)[0], ours, repeats)
-    comfy = ratio(*in_comfy(contest, steps), repeats)
+    comfy_ours, comfy_plain = in_comfy(contest, steps, side)
+    comfy_plain()
+    comfy = ratio(comfy_ours, comfy_plain, repeats)
     shown = [
         f"{statistics.median(r):.2f} ({min(r):.2f} to {max(r):.2f})"
         for r in (over, comfy, gain, stayed)
@@ -299,6 +305,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py bench speed", description=__doc__)
     parser.add_argument("--steps", type=int, default=10, help="of the edit")
     parser.add_argument("--repeats", type=int, default=3, help="turns")
+    parser.add_argument("--pixels", type=int, default=512, help="side of the picture")
     parser.add_argument("--controls", default=",".join(contests()), help="which, by commas")
     parser.add_argument("--write", action="store_true", help="keep the table")
     options = parser.parse_args(arguments)
@@ -307,7 +314,7 @@ def main(arguments: list[str]) -> int:
         "",
         f"{date.today().isoformat()}, {describe_machine()}; {options.steps} steps, median of "
         f"{options.repeats} turns and their spread, float32, a random network of SD 1's shape at "
-        "30 % of its width, 512 x 512 pixels.",
+        f"30 % of its width, {options.pixels} x {options.pixels} pixels.",
         f"To hold: {ALLOWED} over plain calls.",
         "`python dev.py bench speed --write` makes this page.",
         "",
@@ -317,7 +324,9 @@ def main(arguments: list[str]) -> int:
     ]
     every, held = contests(), True
     for name in options.controls.split(","):
-        line, holds = measure(name, every[name], options.steps, options.repeats)
+        line, holds = measure(
+            name, every[name], options.steps, options.repeats, options.pixels // 8
+        )
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
         lines.append(line)
