@@ -8,6 +8,8 @@ backward pass, and attention is computed with explicit maps; weights are frozen 
 ours, which flatters it. Each is run in a process of its own, on the accelerator if there is one.
 """
 
+from __future__ import annotations
+
 import argparse
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,6 +28,9 @@ from ..hosts.diffusers.unet import DiffusersUNet
 from ..pipelines.attention.tokens import PromptTokens
 from ..pipelines.inversion.null_text import NullText
 from .tables import RESULTS, describe_machine
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = RESULTS / "memory.md"
@@ -114,8 +120,8 @@ def headless(pixels: int) -> Callable[[], object]:
     return lambda: invert_null_text(unet, latent, prompt, empty, sigmas, settings)
 
 
-def in_comfy(pixels: int) -> Callable[[], object]:
-    """Ours in ComfyUI, on a MODEL of the same shape."""
+def comfy_model() -> ModelPatcher:
+    """A MODEL of the same shape."""
     from ..dev import use_comfy
 
     use_comfy()
@@ -123,16 +129,23 @@ def in_comfy(pixels: int) -> Callable[[], object]:
     import comfy.model_patcher
     import comfy.supported_models
 
-    from ..hosts.comfy.inversions.null_text import invert_null_text as invert
-    from ..hosts.comfy.inversions.picture import Picture
-
     torch.manual_seed(0)
     model = comfy.supported_models.SD15(COMFY_UNET).get_model({})
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     target = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
-    patcher = comfy.model_patcher.ModelPatcher(model.eval(), target, offload)
+    return comfy.model_patcher.ModelPatcher(model.eval(), target, offload)
+
+
+def in_comfy(pixels: int) -> Callable[[], object]:
+    """Ours in ComfyUI."""
+    patcher = comfy_model()
+    import comfy.model_management
+
+    from ..hosts.comfy.inversions.null_text import invert_null_text as invert
+    from ..hosts.comfy.inversions.picture import Picture
+
     latent, *embeddings = inputs(pixels)
     prompt, empty = ([[embedding.cpu(), {}]] for embedding in embeddings)
     levels = torch.tensor([14.0, 0.0])

@@ -16,8 +16,6 @@ The published controllers are `published_controls.py`; that they make the same l
 first. A call of the source that is left early counts as a whole one among the plain ones.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys
@@ -26,7 +24,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +41,7 @@ from ..pipelines.attention.tokens import PromptTokens, Word
 from ..pipelines.correction import DIRECT_INVERSION
 from ..pipelines.denoiser import RowCount
 from ..pipelines.trajectory import Recipe, Trajectory
-from .memory import COMFY_UNET, TEXT, device, diffusers_unet
+from .memory import TEXT, comfy_model, device, diffusers_unet
 from .published_controls import (
     Controller,
     PublishedMasaCtrl,
@@ -54,9 +51,6 @@ from .published_controls import (
     residual_hook,
 )
 from .tables import RESULTS, describe_machine
-
-if TYPE_CHECKING:
-    from comfy.model_patcher import ModelPatcher
 
 PAGE = RESULTS / "speed.md"
 
@@ -219,23 +213,6 @@ def published(
             undo()
 
     return run
-
-
-def comfy_model() -> ModelPatcher:
-    """A MODEL of the same shape."""
-    from ..dev import use_comfy
-
-    use_comfy()
-    import comfy.model_management
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    torch.manual_seed(0)
-    model = comfy.supported_models.SD15(COMFY_UNET).get_model({})
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
-    offload = comfy.model_management.unet_offload_device()
-    return comfy.model_patcher.ModelPatcher(model.eval(), device(), offload)
 
 
 def in_comfy(contest: Contest, steps: int, side: int) -> tuple[Run, Run]:

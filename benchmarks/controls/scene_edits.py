@@ -5,7 +5,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ...demo.judge import Judgement, agreement, found_in
@@ -18,13 +17,11 @@ from ...demo.scenes import (
     SHAPES,
     TEXTURES,
     Scene,
-    caption,
-    changed,
     every_content,
 )
-from ...demo.scenes import render as drawn
 from ...demo.things import Thing
 from ..inversions.scene_edits import CELL, psnr
+from ..inversions.scene_edits import Task as OneThing
 
 #: What changes: something of one of two objects, the background of both, or one object's place.
 Kind = Literal["color", "shape", "texture", "background", "place"]
@@ -42,40 +39,19 @@ FIRST_SEED = 70_000
 
 
 @dataclass(frozen=True)
-class Task:
-    """A scene, and the scene that it shall become.
+class Task(OneThing):
+    """A scene of two objects, or with a place, and the scene that it shall become.
 
     Attributes:
-        kind: What changes.
         second: Whether it is the second object's.
-        scene: As it is.
-        wanted: As it shall be.
     """
 
-    kind: Kind
-    second: bool
-    scene: Scene
-    wanted: Scene
-
-    @property
-    def captions(self) -> tuple[str, str]:
-        """Source and target prompt."""
-        return caption(self.scene), caption(self.wanted)
+    second: bool = False
 
     @property
     def words(self) -> tuple[str, str]:
         """What the edited object is called in either prompt; the first, where all are edited."""
         return tuple(s.things[self.second].shape for s in (self.scene, self.wanted))
-
-    @property
-    def picture(self) -> Tensor:
-        """[1, 128, 128, 3] the scene as it is."""
-        return drawn(self.scene)[0][None]
-
-    @property
-    def truth(self) -> Tensor:
-        """[1, 128, 128, 3] the scene as it shall be."""
-        return drawn(self.wanted)[0][None]
 
     @property
     def told(self) -> str:
@@ -86,11 +62,6 @@ class Task:
         for filler in ("on the ", "at the ", "the ", "a "):
             told = told.replace(filler, "")
         return told
-
-    def kept(self) -> Tensor:
-        """[128, 128] bool: where nothing may change, a latent cell away from what does."""
-        wide = max_pool2d(changed(self.scene, self.wanted)[None], 2 * CELL + 1, 1, CELL)[0]
-        return wide == 0
 
 
 def _value(scene: Scene, name: str) -> str:
@@ -106,7 +77,7 @@ def tasks(count: int, kind: Kind) -> list[Task]:
 def _task(kind: Kind, seed: int) -> Task:
     scene = scene_of("placed" if kind == "place" else "pair", seed, every_content())
     second = kind in OF_ONE and seed % 2 == 1
-    return Task(kind, second, scene, _one_of(_wanted(scene, kind, second), seed))
+    return Task(kind, scene, _one_of(_wanted(scene, kind, second), seed), second)
 
 
 def _wanted(scene: Scene, kind: Kind, second: bool) -> list[Scene]:
