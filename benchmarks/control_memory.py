@@ -86,6 +86,7 @@ def controls() -> dict[str, tuple[Control | None, int]]:
         "Prompt-to-Prompt with LocalBlend, after its windows": (stacked([rewrite, blend]), 9),
         "MasaCtrl": (MasaCtrl(), 5),
         "MasaCtrl, source prompt empty as published": (over_one_row(MasaCtrl()), 5),
+        "MasaCtrl, the same from the first layer": (over_one_row(MasaCtrl(layers=(0.0, 1.0))), 5),
         "Plug-and-Play, both windows open": (PlugAndPlay(), 0),
     }
 

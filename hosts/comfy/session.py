@@ -107,7 +107,7 @@ class Session:
                 if hooks == NO_HOOKS and needs_negative_alone(cfg, options):
                     return negative_alone(guider.inner_model, x, level, here, options)
                 waiting = beside.at(sigma) if beside else {}
-                if waiting:
+                if waiting or hooks.branches_apart:
                     shown = {
                         index: (entry, self._called_with(place, sigma)[0])
                         for index, (entry, place) in waiting.items()

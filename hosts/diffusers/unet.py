@@ -102,7 +102,7 @@ class DiffusersUNet:
             if guided and hooks == NO_HOOKS and bool(torch.as_tensor(scale == 0).all()):
                 del prompts["cond"]  # no one reads the conditional row
             waiting = beside.waiting() if beside else {}
-            if waiting:
+            if waiting or hooks.branches_apart:
                 means = []
                 for role, prompt in prompts.items():
                     every, places = {role: prompt}, [x]

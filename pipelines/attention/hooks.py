@@ -114,10 +114,23 @@ class FeatureHook(Protocol):
 
 
 class Hooks(NamedTuple):
-    """Who sees a network from inside while it runs; None does not look."""
+    """Who sees a network from inside while it runs; None does not look.
+
+    Attributes:
+        attention: Sees every attention.
+        feature: Sees every residual block.
+        apart: Asked before a call for several branches of the guidance: whether each of them shall
+            have a call of its own. None never wants that.
+    """
 
     attention: AttentionHook | None = None
     feature: FeatureHook | None = None
+    apart: Callable[[], bool] | None = None
+
+    @property
+    def branches_apart(self) -> bool:
+        """What `apart` says now."""
+        return self.apart is not None and self.apart()
 
 
 NO_HOOKS = Hooks()
