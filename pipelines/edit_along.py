@@ -8,8 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from .attention.bank import Bank
-from .attention.control import Control, FeatureControl, Moving, source_roles
-from .attention.hooks import ROLES
+from .attention.control import Control, Moving, rows_read, source_roles
 from .attention.one_row import over_one_row
 from .attention.watch import begun
 from .correction import DIRECT_INVERSION, Correction, correction_along
@@ -87,6 +86,7 @@ def _bank(
     if control is None:
         return None
     size = tuple(trajectory.start.shape[-2:])
+    moves = isinstance(control, Moving)
     control, watches, onlookers = begun(control, size)
     source, _ = _asked(trajectory)
     if len(source_roles(control)) > 1 and lender.one_row(source):
@@ -94,21 +94,16 @@ def _bank(
     kept = trajectory.features
     same = kept is not None and kept.key == lender.features_key()
     served = kept if correction.on_chain and same else None
-    pairs = _pairs(trajectory, lender, control)
+    # A control that moves the target looks at the source before it asks for the target.
+    pairs = not moves and _pairs(trajectory, lender, control)
     return Bank(control, served, watches, onlookers, lender.alone, pairs)
 
 
 def _pairs(trajectory: Trajectory, lender: Lender, control: Control) -> bool:
-    """Whether the source's rows may run beside the target's: each is read by that of its branch.
-
-    What residual blocks add is read of a source that ran before.
-    """
-    own_loop = any(carried.own_loop for carried in trajectory.carried)
-    apart = isinstance(control, Moving | FeatureControl)
-    other = any(control.source_role(role) not in (None, role) for role in ROLES)
-    if own_loop or apart or other:
+    """Whether the source's rows may run beside the target's that read them."""
+    if any(carried.own_loop for carried in trajectory.carried):
         return False
-    return lender.pairs(*_asked(trajectory))
+    return lender.pairs(*_asked(trajectory), rows_read(control))
 
 
 def _asked(trajectory: Trajectory) -> tuple[Asked, Asked]:

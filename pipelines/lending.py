@@ -6,7 +6,7 @@ parts of it, and who looks on. The host knows the prompts and gives back a denoi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -44,9 +44,9 @@ class Asked:
         conditional: [B, C, ...] what the conditional row is shown in the place of x; its noise is
             taken over to x. None shows it x.
         gradients: Whether they flow from what the hooks see to x; of a recorder.
-        beside: Source whose rows may run in one call with those of the same branch of the guidance,
-            and are seen first by the hooks, in the roles of `hooks.BESIDE`. Only where the lender
-            `pairs`.
+        beside: Source whose rows may run in one call with those of a branch of the guidance, and
+            are seen first by the hooks, in the role that `hooks.BESIDE` has for that branch. Only
+            where the lender `pairs`.
     """
 
     prompt: Whose
@@ -66,12 +66,16 @@ class Beside:
 
     Attributes:
         source: What they are denoised under.
-        place: Asked once a step for every branch of the guidance: where its row stands,
-            [B, C, ...], or None where none shall run.
+        place: Asked once a step for every branch of the guidance: which row of the source runs
+            beside that branch, and where it stands, [B, C, ...]; None where none shall run.
     """
 
     source: Asked
-    place: Callable[[Role], Tensor | None]
+    place: PlaceOf
+
+
+#: See `Beside.place`.
+PlaceOf = Callable[[Role], tuple[Role, Tensor] | None]
 
 
 class Lender(Protocol):
@@ -95,8 +99,14 @@ class Lender(Protocol):
         """
         ...
 
-    def pairs(self, source: Asked, target: Asked) -> bool:
-        """Whether a row of the source can run in one call with the target's of the same branch."""
+    def pairs(self, source: Asked, target: Asked, rows: Mapping[Role, Role]) -> bool:
+        """Whether rows of the source can run in one call with the target's that read them.
+
+        Args:
+            source: What the source is denoised under.
+            target: What the target is.
+            rows: For branches of the target, which row of the source each of them reads.
+        """
         ...
 
     def denoiser(self, asked: Asked) -> Denoiser:

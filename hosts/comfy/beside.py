@@ -21,6 +21,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
 from ...pipelines.attention.hooks import ROLES, Hooks, Role
+from ...pipelines.lending import PlaceOf
 from .calls import Call
 from .guidance import Conds, CondsAt, asked_by_core
 from .hooked import seen
@@ -33,8 +34,8 @@ _RESTRICTING = frozenset(
     {"area", "mask", "timestep_start", "timestep_end", "control", "hooks", "gligen", "default"}
 )
 
-#: Names of the branches in a session's conditionings, in core's order.
-_BRANCHES = ("positive", "negative")
+#: Names of the branches in a session's conditionings.
+_BRANCH: dict[Role, str] = {"cond": "positive", "uncond": "negative"}
 
 #: Where core hands its options to what wraps a call of the network: after t, two contexts, control.
 _OPTIONS = 4
@@ -42,7 +43,7 @@ _OPTIONS = 4
 
 @dataclass(frozen=True, eq=False)
 class RowsBeside:
-    """Rows of a source that run in one call with a target's of the same branch of the guidance.
+    """Rows of a source that run in one call with those of a target that read them.
 
     Attributes:
         conds: The source's, or what gives them for a level.
@@ -50,22 +51,28 @@ class RowsBeside:
     """
 
     conds: Conds | CondsAt
-    place: Callable[[Role], Tensor | None]
+    place: PlaceOf
 
     def at(self, sigma: Tensor) -> dict[int, tuple[Entry, Tensor]]:
         """Entry and place of each that runs at a level, by core's index of the branch."""
         conds = self.conds(sigma) if callable(self.conds) else self.conds
-        places = {index: self.place(role) for index, role in enumerate(ROLES)}
+        waiting = {index: self.place(role) for index, role in enumerate(ROLES)}
         return {
-            index: (conds[_BRANCHES[index]][0], place)
-            for index, place in places.items()
-            if place is not None
+            index: (conds[_BRANCH[found[0]]][0], found[1])
+            for index, found in waiting.items()
+            if found is not None
         }
 
 
-def can_run_beside(source: Conds, target: Conds) -> bool:
-    """Whether core would run each branch of two plain prompts in one batch."""
-    return all(_alike(source[branch], target[branch]) for branch in _BRANCHES)
+def can_run_beside(source: Conds, target: Conds, rows: Mapping[Role, Role]) -> bool:
+    """Whether core would run each row of a source in one batch with those that read it.
+
+    Args:
+        source: Its conditionings.
+        target: Those of the target.
+        rows: See `lending.Lender.pairs`.
+    """
+    return all(_alike(source[_BRANCH[row]], target[_BRANCH[own]]) for own, row in rows.items())
 
 
 def _alike(source: Sequence[Entry], target: Sequence[Entry]) -> bool:

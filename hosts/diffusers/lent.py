@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ class Lent:
     scale: Scale = vp_scale
     alone: bool = True
 
-    def pairs(self, source: Asked, target: Asked) -> bool:
+    def pairs(self, source: Asked, target: Asked, rows: Mapping[Role, Role]) -> bool:
         """Where no values are mapped: a row has a mapping of its own."""
         return source.values is None and target.values is None and target.conditional is None
 

@@ -12,7 +12,7 @@ from ...pipelines.attention.hooks import ROLES, Role
 from ...pipelines.attention.tokens import PromptTokens
 from ...pipelines.attention.words import cut_word
 from ...pipelines.errors import PalimpsestError
-from ...pipelines.lending import Asked
+from ...pipelines.lending import Asked, PlaceOf
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class Prompts:
 
 @dataclass(frozen=True, eq=False)
 class RowsBeside:
-    """Rows of a source that run in one call with a target's of the same branch of the guidance.
+    """Rows of a source that run in one call with those of a target that read them.
 
     Attributes:
         prompts: By branch.
@@ -104,12 +104,16 @@ class RowsBeside:
     """
 
     prompts: Mapping[Role, Prompt | PromptAt]
-    place: Callable[[Role], Tensor | None]
+    place: PlaceOf
 
-    def waiting(self) -> dict[Role, Tensor]:
-        """Where those stand that run in this step, by branch."""
-        places = {role: self.place(role) for role in ROLES}
-        return {role: place for role, place in places.items() if place is not None}
+    def waiting(self) -> dict[Role, tuple[Prompt | PromptAt, Tensor]]:
+        """Those that run in this step and where they stand, by the branch that reads them."""
+        waiting = {role: self.place(role) for role in ROLES}
+        return {
+            role: (self.prompts[found[0]], found[1])
+            for role, found in waiting.items()
+            if found is not None
+        }
 
 
 def conditions(prompts: list[Prompt], images: int, dtype: torch.dtype) -> dict[str, Any]:

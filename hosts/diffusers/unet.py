@@ -107,8 +107,8 @@ class DiffusersUNet:
                 for role, prompt in prompts.items():
                     every, places = {role: prompt}, [x]
                     if role in waiting:
-                        every = {BESIDE[role]: beside.prompts[role], **every}
-                        places = [waiting[role], x]
+                        shown, place = waiting[role]
+                        every, places = {BESIDE[role]: shown, **every}, [place, x]
                     means.append(self._means(every, places, sigma, hooks, rows)[-1])
             elif conditional is None:
                 means = self._means(prompts, x, sigma, hooks, rows)

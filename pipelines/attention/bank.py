@@ -2,8 +2,9 @@
 
 The source row runs first and leaves in the bank the tensors that the control will read; the target
 rows run next. Where each row of the target reads that of its own branch, both may run side by side
-in one call: the bank then never holds more than one place's. What a control wants of an attention
-is always a sum of fused attentions
+in one call: the bank then never holds more than one place's. A row that both branches read is run
+once, and beside each of them where keeping what it leaves takes too much room (`room`). What a
+control wants of an attention is always a sum of fused attentions
 
     out = SDPA(q1, k1, v1) + SDPA(q2, k2, v2) + ...
 
@@ -13,8 +14,7 @@ whose queries, keys and values come from either row; of a residual block it is a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,12 +23,11 @@ from torch import Tensor
 from ..denoiser import Denoiser
 from ..errors import PalimpsestError
 from ..schedule import Moment
-from .control import Control, FeatureControl, read_by_target, source_roles
+from .control import Control, FeatureControl, read_by_target, rows_read
 from .hooks import BESIDE, QKV, ROLES, Hooks, Kind, Role, Site, Term
-from .watch import Onlooker, Watch, bounds, within
-
-#: What was recorded at a site.
-Recorded = QKV | Tensor
+from .room import BESIDE_BOTH, BESIDE_ONE, Recorded, Room
+from .watch import Onlooker, Watch, bounds
+from .way import Left, Way
 
 #: Where in the network something was recorded, and of which rows; their number may differ.
 Place = tuple[Kind, int, Role]
@@ -51,22 +50,6 @@ class KeptFeatures(Protocol):
         ...
 
 
-#: How much a bank may hold beside one call for both branches of the target, in tensors of the size
-#: of the largest query. Measured: 10 are a tenth of what such a call takes on SD 1 and a little
-#: more on SDXL, which keeps 32 for MasaCtrl and 42 for Plug-and-Play where SD 1 keeps 9 and 10.
-ROOM = 12
-
-
-def _size(recorded: Recorded) -> int:
-    """Bytes of what was recorded at a site."""
-    tensors = (recorded,) if isinstance(recorded, Tensor) else recorded
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-
-class Left(Exception):
-    """The source's rows have left their network: all that a step reads of them is there."""
-
-
 @dataclass
 class Bank:
     """What the source row leaves for the target rows, for one step. Made and dropped by one edit.
@@ -81,7 +64,7 @@ class Bank:
         onlookers: Who only sees it.
         leaves: Whether a call of the source's rows may be left before its end, and what all have
             read be dropped.
-        pairs: Whether the source's rows may run beside the target's of the same branch.
+        pairs: Whether the source's rows may run beside those of the target that read them.
         at: The step that it stands in; None before the first.
     """
 
@@ -93,14 +76,13 @@ class Bank:
     pairs: bool = False
     at: Moment | None = None
     _stored: dict[Place, Recorded] = field(default_factory=dict)
-    _largest: int = 0
-    _reads: Counter[Place] = field(default_factory=Counter)
-    _known: tuple[Site, ...] = ()
-    _way: list[Site] = field(default_factory=list)
-    _last: int | None = None
+    _room: Room = field(default_factory=Room)
+    _times: Counter[Place] = field(default_factory=Counter)
+    _way: Way = field(default_factory=Way)
     _asked: bool = False
     _waiting: Tensor | None = None
     _wait: set[Role] = field(default_factory=set)
+    _may_wait: bool = False
 
     def begin(self, at: Moment | None) -> None:
         """Start a step and forget the last one; None ends one.
@@ -117,7 +99,7 @@ class Bank:
         self._waiting = None
         self._wait.clear()
         self._stored.clear()
-        self._reads.clear()
+        self._times.clear()
 
     @property
     def _unasked(self) -> bool:
@@ -135,33 +117,49 @@ class Bank:
         return self.features is None or not self.features.serve(self.control, at)
 
     def fill(self, record: Denoiser, x: Tensor, targets: int = 0) -> None:
-        """Run the source's rows for the step, or let the one that is read wait for the target's.
+        """Run the source's rows for the step, or let those that are read wait for the target's.
 
         Args:
             record: They, with `recording` in them.
             x: [B, C, ...] where the source stands.
             targets: Rows of the target; side by side run as many.
         """
-        if self.pairs and targets == len(x):
-            self._waiting, self._wait = x, set(source_roles(self.control))
-            return
-        known = self._known if self.leaves else ()
-        read = [read_by_target(self.control, site, self.at) for site in known]
-        self._last = max((i for i, is_read in enumerate(read) if is_read), default=None)
-        self._way = []
+        beside = self.pairs and targets == len(x)
+        if beside and (self._reads_own_rows or self._crowded):
+            return self._let_wait(x)
+        self._way.start(self._reads if self.leaves else None)
+        self._may_wait = beside
         try:
             record(x, self.at.sigma)
+            self._way.end()
         except Left:
-            return
-        self._known = tuple(self._way)
+            if beside and self._crowded:
+                self._let_wait(x)
+        finally:
+            self._may_wait = False
 
-    def beside(self, role: Role) -> Tensor | None:
-        """Where the source stands whose row waits for the target's of a branch; no longer then."""
+    def _let_wait(self, x: Tensor) -> None:
+        """The source's rows run beside those that read them, and leave nothing before."""
+        self._stored.clear()
+        self._waiting, self._wait = x, set(rows_read(self.control))
+
+    @property
+    def _reads_own_rows(self) -> bool:
+        """Whether every branch of the target reads the source's row of the same branch."""
+        return all(own == read for own, read in rows_read(self.control).items())
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether keeping what this step reads takes more room than there is."""
+        return self._room.of(self.control, self.at) > BESIDE_ONE
+
+    def beside(self, role: Role) -> tuple[Role, Tensor] | None:
+        """Which row of the source waits for the target's of a branch, and where; no longer then."""
         if role not in self._wait:
             return None
         self._wait.remove(role)
-        self._last, self._way = None, []
-        return self._waiting
+        self._way.start()
+        return self.control.source_role(role), self._waiting
 
     @property
     def empty(self) -> bool:
@@ -189,8 +187,8 @@ class Bank:
 
         Where one row of the source is read by both, all that it left stands beside them.
         """
-        held = sum(_size(recorded) for recorded in self._stored.values())
-        return self.leaves and held > ROOM * self._largest
+        held = self.leaves and bool(self._stored)
+        return held and self._room.of(self.control, self.at) > BESIDE_BOTH
 
     @property
     def _reads_features(self) -> bool:
@@ -198,32 +196,33 @@ class Bank:
 
     def record(self, site: Site, qkv: QKV) -> None:
         """Keep the source's tensors where the control will read them."""
-        self._largest = max(self._largest, qkv.q.nbytes)
-        if read_by_target(self.control, site, self.at):
-            self._stored[place_of(site)] = self.control.kept(site, qkv, self.at)
-        self._pass(site)
+        self._room.see(qkv.q)
+        if self._reads(site):
+            self._keep(site, self.control.kept(site, qkv, self.at))
+        self._way.go(site)
 
     def record_feature(self, site: Site, feature: Tensor) -> None:
         """The same for what a residual block adds."""
-        if read_by_target(self.control, site, self.at):
-            self._stored[place_of(site)] = feature
-        self._pass(site)
+        if self._reads(site):
+            self._keep(site, feature)
+        self._way.go(site)
 
-    def _pass(self, site: Site) -> None:
-        """Leave the network after the last place that is read; not where it runs another way."""
-        self._way.append(site)
-        here = len(self._way) - 1
-        if self._last is None or here > self._last or self._known[here] != site:
-            self._last = None
-        elif here == self._last:
+    def _reads(self, site: Site) -> bool:
+        """Whether something of the target reads the source's rows of a site in this step."""
+        return read_by_target(self.control, site, self.at)
+
+    def _keep(self, site: Site, recorded: Recorded) -> None:
+        """Leave something for the target, unless it is going to be run beside it."""
+        self._stored[place_of(site)] = recorded
+        self._room.keep(site, recorded)
+        if self._may_wait and self._crowded:
             raise Left
 
     def inject(self, site: Site, qkv: QKV) -> tuple[Term, ...] | None:
         """The controlled attention of the target rows, or None where the control is idle."""
-        for role, beside in BESIDE.items():
-            if site.role == beside:
-                self.record(site._replace(role=role), qkv)
-                return None
+        beside = self._beside(site)
+        if beside is not None:
+            return self.record(beside, qkv)
         self._asked = True
         if self.control.source_role(site.role) is None:
             return None
@@ -237,6 +236,14 @@ class Bank:
             onlooker.see(qkv, source, attended, site, self.at)
         return self.control.terms(qkv, source, site, self.at)
 
+    def _beside(self, site: Site) -> Site | None:
+        """The place of a source's row that runs beside a target's; None where it is the target's.
+
+        It stands where those of the target look for it, whatever branch it was asked in.
+        """
+        asked = {beside: role for role, beside in BESIDE.items()}.get(site.role)
+        return asked and site._replace(role=self.control.source_role(asked))
+
     def source_of(self, site: Site, own: QKV) -> QKV | None:
         """What the source left for the target's rows `own`; None where the control is idle."""
         stored = self._read(site)
@@ -244,6 +251,9 @@ class Bank:
 
     def inject_feature(self, site: Site, feature: Tensor) -> Tensor | None:
         """What a residual block of the target adds, or None where the control is idle."""
+        beside = self._beside(site)
+        if beside is not None:
+            return self.record_feature(beside, feature)
         stored = self._read(site)
         if stored is None:
             return None
@@ -266,48 +276,17 @@ class Bank:
                 "on the source prompt, or edit without the control."
             )
         stored = self._stored[place]
-        self._reads[place] += 1
-        if self.leaves and self._reads[place] == self._readers(site._replace(role=role)):
-            del self._stored[place]
+        self._times[place] += 1
+        if self.leaves and self._times[place] == self._readers(site._replace(role=role)):
+            del self._stored[place], self._times[place]
         return stored
 
     def _readers(self, site: Site) -> int:
-        """How many branches of the target read a row of the source at a site."""
+        """How many branches of the target read a row of the source at a site, once it has run."""
+        if self._waiting is not None:
+            return 1
         own = [role for role in ROLES if self.control.source_role(role) == site.role]
         return sum(self.control.reads(site._replace(role=role), self.at) for role in own)
-
-
-def kept_within(bank: Bank | None, mask: Tensor | None, apart: Tensor) -> Tensor:
-    """How far an edit is from its source, [B, C, h, w], where it may be; elsewhere nothing.
-
-    Args:
-        bank: Its watches bound the edit.
-        mask: [1 or B, 1, h, w] in 0..1, so does this; None does not.
-        apart: [B, C, h, w] the distance.
-    """
-    apart = within(bank.watches, apart) if bank else apart
-    return apart if mask is None else mask * apart
-
-
-@contextmanager
-def beside_source(
-    bank: Bank | None, record: Denoiser | None, at: Moment, x: Tensor
-) -> Iterator[None]:
-    """A step of the target, within which the bank holds what its source leaves; after it, nothing.
-
-    Args:
-        bank: None where there is no control.
-        record: The source's rows; run where the control reads them and no one kept them before.
-        at: The step.
-        x: [B, C, ...] where the source stands.
-    """
-    if bank is not None:
-        bank.begin(at)
-        if record is not None and bank.runs(at):
-            bank.fill(record, x)
-    yield
-    if bank is not None:
-        bank.begin(None)
 
 
 def _match_rows(stored: Tensor | None, like: Tensor) -> Tensor | None:

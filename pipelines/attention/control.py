@@ -87,7 +87,13 @@ def read_by_target(control: Control, site: Site, at: Moment) -> bool:
     )
 
 
+def rows_read(control: Control) -> dict[Role, Role]:
+    """The branches of the target that read the source, and which of its rows each does."""
+    rows = {role: control.source_role(role) for role in ROLES}
+    return {role: row for role, row in rows.items() if row is not None}
+
+
 def source_roles(control: Control) -> tuple[Role, ...]:
     """The rows of the source that a control reads."""
-    wanted = {control.source_role(role) for role in ROLES}
+    wanted = rows_read(control).values()
     return tuple(role for role in ROLES if role in wanted)

@@ -41,8 +41,9 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..attention.bank import Bank, beside_source, kept_within
+from ..attention.bank import Bank
 from ..attention.control import source_roles
+from ..attention.own_loop import beside_source, kept_within
 from ..carried import Carried
 from ..couplings import OnStep
 from ..denoiser import Denoiser, noise_of

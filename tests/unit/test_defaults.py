@@ -33,6 +33,7 @@ DEFAULTS = {
         "weights_always": False,
     },
     "attention.tokens.replace_words": {"published_tail": False},
+    "attention.room.Room": {"largest": 0},
     "attention.words.Word": {"cuts": (), "glued": False},
     "attention.hooks.Site": {"tokens": 0, "text": 0, "layers": 0, "depths": (), "heads": 1},
     # LocalBlend as published: a threshold of 0.3, from a fifth of the steps on.

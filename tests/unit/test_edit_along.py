@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from palimpsest.pipelines.attention import bank
 from palimpsest.pipelines.attention.hooks import NO_HOOKS, QKV, Hooks, Site, together
 from palimpsest.pipelines.attention.watch import Begun
 from palimpsest.pipelines.correction import ADD_SOURCE, DIRECT_INVERSION, UNCORRECTED
@@ -40,8 +41,10 @@ class Host:
     source_is_negative: bool = False
     alone: bool = True
     paired: bool = False
+    wanted: list = field(default_factory=list)
 
-    def pairs(self, source, target):
+    def pairs(self, source, target, rows):
+        self.wanted.append(rows)
         return self.paired
 
     def denoiser(self, asked):
@@ -54,11 +57,16 @@ class Host:
             for role in ("uncond", "cond"):
                 waiting = asked.beside.place(role)
                 if waiting is not None:
-                    self.runs.append(("source", (f"beside {role}",), float(sigma)))
-                    tokens = waiting.flatten(2)
+                    row, place = waiting
+                    self.runs.append(("source", (f"{row} beside {role}",), float(sigma)))
+                    tokens = place.flatten(2)
                     site = Site("self", 0, f"source {role}", tokens.shape[1])
                     assert asked.hooks.attention(site, QKV(tokens, tokens, tokens)) is None
-            return guided(x, sigma)
+                    if asked.hooks.feature:
+                        block = Site("features", 0, f"source {role}", 15)
+                        assert asked.hooks.feature(block, place) is None
+                out = self._run(asked, (role,))(x, sigma)
+            return out
 
         return denoise
 
@@ -89,7 +97,7 @@ class Host:
                     used = answer[0].v.view_as(x)
                 if asked.hooks.feature:
                     added = asked.hooks.feature(Site("features", 0, role, 15), used)
-                    used = used if added is None else added
+                    used = added if added is not None and role == "cond" else used
             return model(used, sigma)
 
         return denoise
@@ -201,26 +209,49 @@ def test_only_the_rows_that_a_control_reads_are_run_of_the_source(roles, runs):
     assert of_source == [sorted(runs)] * 2
 
 
+@pytest.mark.parametrize("kind", [Values, Blocks], ids=["attention", "features"])
 @pytest.mark.parametrize("roles", [ONE, {"uncond": "uncond"}, {"cond": "cond", "uncond": "uncond"}])
-def test_a_row_that_its_own_branch_reads_runs_beside_it_and_says_the_same(roles):
-    control, hosts = Values(roles, end=2), [Host(paired=paired) for paired in (True, False)]
+def test_a_row_that_its_own_branch_reads_runs_beside_it_and_says_the_same(roles, kind):
+    control, hosts = kind(roles, end=2), [Host(paired=paired) for paired in (True, False)]
     beside, apart = (edit_along(recorded(), host, control=control).run() for host in hosts)
     assert torch.equal(beside.latent, apart.latent)
     ran, before = ([r for prompt, r, _ in host.runs if prompt == "source"] for host in hosts)
-    assert ran == [(f"beside {role}",) for role in ("uncond", "cond") if role in roles] * 2
+    assert ran == [(f"{role} beside {role}",) for role in ("uncond", "cond") if role in roles] * 2
+    assert all(host.wanted == [roles] for host in hosts)
     assert before == [tuple(role for role in ("cond", "uncond") if role in roles)] * 2
+
+
+@pytest.mark.parametrize("kind", [Values, Blocks], ids=["attention", "features"])
+def test_a_row_of_two_readers_runs_beside_each_where_keeping_it_takes_too_much(kind, monkeypatch):
+    """Once before them in vain: until then no one knew."""
+    control, latents = kind({"cond": "cond", "uncond": "cond"}, end=3), []
+    for room in (0.5, 36):
+        monkeypatch.setattr(bank, "BESIDE_ONE", room)
+        host = Host(paired=True)
+        latents.append(edit_along(recorded(), host, control=control).run().latent)
+        ran = [roles for prompt, roles, _ in host.runs if prompt == "source"]
+        both = [("cond beside uncond",), ("cond beside cond",)]
+        assert ran == ([("cond",), *3 * both] if room < 1 else 3 * [("cond",)])
+        assert all(rows == {"cond": "cond", "uncond": "cond"} for rows in host.wanted)
+    assert torch.equal(*latents)
+
+
+def test_what_takes_too_much_is_kept_where_it_cannot_run_beside(monkeypatch):
+    monkeypatch.setattr(bank, "BESIDE_ONE", 0.5)
+    host, control = Host(), Values({"cond": "cond", "uncond": "cond"}, end=3)
+    edit_along(recorded(), host, control=control).run()
+    assert [roles for prompt, roles, _ in host.runs if prompt == "source"] == 3 * [("cond",)]
 
 
 @pytest.mark.parametrize(
     ("control", "chain", "start", "more"),
     [
         (Values({"cond": "cond", "uncond": "cond"}), recorded(), None, {}),
-        (Blocks(ONE), recorded(), None, {}),
         (Values(ONE), recorded(), recorded().start.repeat(2, 1, 1, 1), {}),
         (Values(ONE), recorded(), None, {"correction": UNCORRECTED}),
         (Values(ONE), None, None, {}),
     ],
-    ids=["two readers", "features", "many targets", "drifts", "own loop"],
+    ids=["two readers", "many targets", "drifts", "own loop"],
 )
 def test_elsewhere_the_source_runs_before_the_target(control, chain, start, more):
     host, chain = Host(paired=True), chain or carried_along(uni_inv)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,12 +48,12 @@ class Lent:
         single = all(len(entries) == 1 for entries in self.session.target.values())
         return single and self.session.levels_per_call(2, self.session.source) > 1
 
-    def pairs(self, source: Asked, target: Asked) -> bool:
+    def pairs(self, source: Asked, target: Asked, rows: Mapping[Role, Role]) -> bool:
         """Where no other node takes part, and both are a plain prompt of the same form."""
         mapped = source.values is not None or target.values is not None
         if mapped or target.conditional is not None or not self.alone:
             return False
-        return can_run_beside(self.session.source, self.session.target)
+        return can_run_beside(self.session.source, self.session.target, rows)
 
     def denoiser(self, asked: Asked) -> Denoiser:
         """The guided denoiser of a branch."""

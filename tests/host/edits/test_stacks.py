@@ -12,7 +12,6 @@ from palimpsest.hosts.comfy.inversions.features import feature_store
 from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.words import prompt_tokens
 from palimpsest.hosts.diffusers.lent import Lent as DiffusersLent
-from palimpsest.pipelines.attention.bank import Bank
 from palimpsest.pipelines.attention.features import FeatureRecorder
 from palimpsest.pipelines.attention.local_blend import LocalBlend, blend_columns
 from palimpsest.pipelines.attention.masactrl import MasaCtrl, Things
@@ -21,6 +20,7 @@ from palimpsest.pipelines.attention.plug_and_play import PlugAndPlay
 from palimpsest.pipelines.attention.prompt_batch import rewrite_prompts
 from palimpsest.pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
 from palimpsest.pipelines.attention.stack import parts_of, stacked
+from palimpsest.pipelines.attention.way import Way
 from palimpsest.pipelines.correction import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree
@@ -268,16 +268,16 @@ def test_a_source_that_leaves_its_network_says_the_same(request, monkeypatch, fa
     setting = agree.Setting(latent_for(loaded))
     made, _ = agree.request(loaded, setting)
     passed = []
-    plain = Bank._pass
+    plain = Way.go
 
-    def count(bank, site):
+    def count(way, site):
         passed.append(site)
-        plain(bank, site)
+        plain(way, site)
 
-    monkeypatch.setattr(Bank, "_pass", count)
+    monkeypatch.setattr(Way, "go", count)
     ours, (theirs, *_), left = edit(made), headless(folder, loaded, setting), len(passed)
     passed.clear()
-    plain = lambda bank, site: None
+    plain = lambda way, site: None
     whole, (there, *_) = edit(made), headless(folder, loaded, setting)
     assert torch.equal(ours.latent, whole.latent) and torch.equal(theirs, there)
     assert ours.spent.rows == whole.spent.rows

@@ -2,8 +2,10 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from palimpsest.pipelines.attention.bank import Bank, beside_source
+from palimpsest.pipelines.attention import bank as bank_module
+from palimpsest.pipelines.attention.bank import Bank
 from palimpsest.pipelines.attention.hooks import QKV, Site, attend
+from palimpsest.pipelines.attention.own_loop import beside_source
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.schedule import moment_at
 from palimpsest.tests.unit.analytic import distance, geometric, picture
@@ -326,7 +328,7 @@ def paired(bank, x, targets):
 def test_a_source_waits_for_as_many_rows_of_the_target():
     x = picture(2)
     ran, waiting = paired(Bank(Borrow(), pairs=True), x, 2)
-    assert ran == [] and waiting is x
+    assert ran == [] and waiting == ("cond", x)
     for bank, targets in ((Bank(Borrow(), pairs=True), 4), (Bank(Borrow()), 2)):
         ran, waiting = paired(bank, x, targets)
         assert len(ran) == 1 and ran[0] is x and waiting is None
@@ -334,7 +336,7 @@ def test_a_source_waits_for_as_many_rows_of_the_target():
 
 def test_it_waits_once_and_for_its_own_step_alone():
     bank, x = Bank(Borrow(), pairs=True), picture(1)
-    assert paired(bank, x, 1)[1] is x and bank.beside("cond") is None
+    assert paired(bank, x, 1)[1] == ("cond", x) and bank.beside("cond") is None
     bank.begin(AT[0])
     assert bank.beside("cond") is None
 
@@ -362,3 +364,78 @@ def test_a_source_that_waited_in_vain_was_skipped():
     bank.fill(lambda x, sigma: None, picture(1), 1)
     with pytest.raises(PalimpsestError, match="Another node skipped the network in a step"):
         bank.begin(None)
+
+
+# -- room ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shared(Up):
+    """Queries and keys of one row of the source, for both branches."""
+
+    def source_role(self, role):
+        return "cond"
+
+    def kept(self, site, own, at):
+        return QKV(own.q, own.k, None)
+
+
+def record(bank, step, layers=range(4)):
+    """A call of the source in which every layer that is read leaves twice a query."""
+    bank.begin(AT[step])
+    for layer in layers:
+        bank.record(Site("self", layer, "cond", 6), qkv(1, keys=6))
+
+
+@pytest.mark.parametrize(("room", "apart"), [(8, False), (7.9, True)])
+def test_branches_run_apart_where_much_is_kept_for_both(monkeypatch, room, apart):
+    monkeypatch.setattr(bank_module, "BESIDE_BOTH", room)
+    bank = Bank(Shared())
+    assert not bank.injecting.branches_apart
+    record(bank, 0)
+    assert bank.injecting.branches_apart == apart
+    record(bank, 1)  # reads three of the four layers
+    assert not bank.injecting.branches_apart
+    bank.begin(None if bank.empty else AT[0])
+    assert not bank.injecting.branches_apart  # nothing is kept: the source did not run
+    others = Bank(Shared(), leaves=False)
+    record(others, 0)
+    assert not others.injecting.branches_apart
+
+
+def test_a_source_that_takes_too_much_room_waits_and_next_time_at_once(monkeypatch):
+    monkeypatch.setattr(bank_module, "BESIDE_ONE", 5)
+    bank, x, passed = Bank(Shared(), pairs=True), picture(1), []
+
+    def source(x, sigma):
+        for layer in range(4):
+            passed.append(layer)
+            bank.record(Site("self", layer, "cond", 6), qkv(1, keys=6))
+
+    def beside(role):
+        for layer in range(4):
+            site = Site("self", layer, f"source {role}", 6)
+            assert bank.inject(site, qkv(1, keys=6)) is None
+            assert bank.inject(site._replace(role=role), qkv(1)) is not None or bank.empty
+
+    for step, ran in ((0, [0, 1, 2]), (1, []), (2, [0, 1, 2, 3]), (3, [0])):
+        passed.clear()
+        bank.begin(AT[step])
+        bank.fill(source, x, 1)
+        assert passed == ran
+        for role in ("uncond", "cond"):
+            waits = bank.beside(role)
+            assert waits == (("cond", x) if step < 2 else None)
+            if waits:
+                beside(role)
+                assert bank.empty
+            else:
+                bank.inject(Site("self", 0, role, 6), qkv(1))
+
+
+def test_where_its_rows_are_fewer_than_the_target_s_a_source_keeps_what_it_must(monkeypatch):
+    monkeypatch.setattr(bank_module, "BESIDE_ONE", 0)
+    bank = Bank(Shared(), pairs=True)
+    bank.begin(AT[0])
+    bank.fill(lambda x, sigma: record(bank, 0), picture(1), 2)
+    assert bank.beside("cond") is None and not bank.empty
