@@ -296,7 +296,7 @@ def main(arguments: list[str]) -> int:
         f"{options.repeats} turns and their spread (over plain calls {OFTEN * options.repeats}), "
         f"float32, a random network of SD 1's shape at 30 % of its width, {options.pixels} x "
         f"{options.pixels} pixels. To hold: {ALLOWED} over plain calls.",
-        "`python dev.py bench speed --write` makes this page.",
+        f"`python dev.py bench speed {' '.join(arguments)}` makes this page.",
         "",
         "| control | rows | over plain calls | over plain calls, in ComfyUI | published controller "
         "over ours | a source that runs to its end over one that leaves | latents differ by |",

@@ -13,9 +13,7 @@ controls.jpg.
 """
 
 import argparse
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor
 from ...demo.model_files import WEIGHTS
 from ...hosts.diffusers.folder import DiffusersModel, load_folder
 from ...hosts.drawing.sheet import Sheet, as_picture, draw_sheet
+from ..kept import keep, kept_by_todays_weights
 from ..tables import RESULTS
 from .methods import METHODS, edit
 from .page import Outcome, of_kind, page, table
@@ -37,9 +36,7 @@ SHOWN, DRAWN = 2, 12
 
 def kept() -> dict[tuple[str, str, int], Outcome]:
     """What earlier runs measured."""
-    if not KEPT.exists():
-        return {}
-    every = [Outcome.read(json.loads(line)) for line in KEPT.read_text().splitlines()]
+    every = map(Outcome.read, kept_by_todays_weights(KEPT))
     return {(o.method, o.kind, o.task): o for o in every}
 
 
@@ -57,8 +54,7 @@ def measure(
                 found = score(task, edited.image)
                 seconds = round(edited.seconds, 2)
                 outcome = Outcome(name, kind, number, found, edited.rows, seconds)
-                with KEPT.open("a") as file:
-                    file.write(json.dumps(asdict(outcome)) + "\n")
+                keep(KEPT, outcome)
                 yield outcome
 
 

@@ -13,13 +13,12 @@ benchmarks/results/drag.md, and a sheet of some drags to drag.jpg.
 """
 
 import argparse
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
 
 from ...demo.model_files import WEIGHTS
 from ...demo.train import save_grid
 from ...hosts.diffusers.folder import DiffusersModel, load_folder
+from ..kept import keep, kept_by_todays_weights
 from ..tables import RESULTS
 from .drags import PROCESSES, Outcome, Task, run, tasks
 from .page import page, paired, sheet, table
@@ -32,9 +31,7 @@ SHOWN = 6
 
 def kept() -> dict[tuple[int, float, int], Outcome]:
     """What earlier runs measured."""
-    if not KEPT.exists():
-        return {}
-    outcomes = (Outcome(**json.loads(line)) for line in KEPT.read_text().splitlines())
+    outcomes = (Outcome(**stored) for stored in kept_by_todays_weights(KEPT))
     return {(o.steps, o.eta, o.task): o for o in outcomes}
 
 
@@ -49,8 +46,7 @@ def measure(
                 outcome = done.get((n, eta, number))
                 if outcome is None:
                     outcome = run(model, number, task, n, eta)
-                    with KEPT.open("a") as file:
-                        file.write(json.dumps(asdict(outcome)) + "\n")
+                    keep(KEPT, outcome)
                 yield outcome
 
 

@@ -18,9 +18,8 @@ inversions.jpg.
 
 import argparse
 import itertools
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from torch import Tensor
 from ...demo.model_files import WEIGHTS
 from ...hosts.diffusers.folder import DiffusersModel, load_folder
 from ...hosts.drawing.sheet import Sheet, as_picture, draw_sheet
+from ..kept import keep, kept_by_todays_weights
 from ..tables import RESULTS
 from .guidance import by_guidance, orders
 from .methods import METHODS, edit
@@ -58,9 +58,7 @@ def run(model: DiffusersModel, key: Key, task: Task) -> Outcome:
 
 def kept() -> dict[Key, Outcome]:
     """What earlier runs measured."""
-    if not KEPT.exists():
-        return {}
-    outcomes = (Outcome.read(line) for line in KEPT.read_text().splitlines())
+    outcomes = map(Outcome.read, kept_by_todays_weights(KEPT))
     return {(o.method, o.task, o.cfg): o for o in outcomes}
 
 
@@ -75,8 +73,7 @@ def measure(
             outcome = done.get(key)
             if outcome is None:
                 outcome = run(model, key, task)
-                with KEPT.open("a") as file:
-                    file.write(json.dumps(asdict(outcome)) + "\n")
+                keep(KEPT, outcome)
             yield outcome
 
 

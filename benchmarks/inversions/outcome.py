@@ -1,8 +1,8 @@
 """What one edit along an inversion came to."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .scene_edits import Score
 
@@ -36,9 +36,8 @@ class Outcome:
     cfg: float | None = None
 
     @classmethod
-    def read(cls, line: str) -> "Outcome":
+    def read(cls, stored: dict[str, Any]) -> "Outcome":
         """Of a kept line."""
-        stored = json.loads(line)
         return cls(**{**stored, "score": Score(**stored["score"])})
 
 

@@ -1,0 +1,66 @@
+"""Cards of the Templates dialog: one for every workflow, of pictures that the workflow makes."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from palimpsest.tests import make_cards
+from palimpsest.tests.make_cards import CARDS, WORKFLOWS, Cell, drawn, show
+from PIL import Image
+
+#: For models of the user's own: no machine of ours can draw them.
+PHOTOS = {"edit_photo_sd15", "edit_photo_sdxl"}
+
+
+def test_every_workflow_has_its_card():
+    shipped = {path.stem.removeprefix("palimpsest_") for path in WORKFLOWS.glob("*.json")}
+    assert shipped == CARDS.keys() | PHOTOS
+    assert all((WORKFLOWS / f"palimpsest_{name}.jpg").is_file() for name in shipped)
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_shows_nodes_of_its_workflow(name):
+    workflow = json.loads((WORKFLOWS / f"palimpsest_{name}.json").read_text(encoding="utf-8"))
+    there = {node.get("title") or node["type"] for node in workflow["nodes"]}
+    assert {cell.node for cell in CARDS[name]} <= there
+
+
+def test_a_cell_is_shown_by_the_node_of_its_title_that_can():
+    node = lambda kind: {"class_type": kind, "inputs": {}, "_meta": {"title": "With it"}}
+    asked = {"4": node("PalimpsestEdit"), "7": node("SaveImage")}
+    edit = {"output_name": ["latent", "mask"], "output": ["LATENT", "MASK"], "output_node": False}
+    save = {"output_name": [], "output": [], "output_node": True}
+    server = SimpleNamespace(object_info=lambda: {"PalimpsestEdit": edit, "SaveImage": save})
+    assert show(server, asked, Cell("", "With it")) == "7" and len(asked) == 2
+    assert show(server, asked, Cell("", "With it", "mask")) == "card mask 0"
+    (link,) = asked["card mask 0"]["inputs"].values()
+    assert asked[link[0]]["inputs"] == {"mask": ["4", 1]}
+    assert show(server, asked, Cell("", "PalimpsestEdit", "latent", 2)) == "card latent 2"
+    assert asked["card latent 2"]["inputs"] == {"images": ["4", 0]}
+
+
+@pytest.mark.parametrize(("count", "size"), [(4, (820, 880)), (3, (1230, 440))])
+def test_a_card_is_two_rows_of_two_or_one_row(count, size):
+    cells = [Cell(f"{number}", "Original", arrow=number == 1) for number in range(count)]
+    colors = ["red", "lime", "blue", "white"][:count]
+    pictures = [Image.new("RGB", (128, 128), color) for color in colors]
+    card = drawn(cells, pictures, [[[32, 64], [96, 64]]])
+    assert card.size == size
+    across = make_cards.PICTURE + 2 * make_cards.GAP
+    assert card.getpixel((across + 50, 50)) == (0, 255, 0)
+    assert card.getpixel((across + 205, 205)) == (255, 255, 255)  # the arrow
+
+
+def test_a_sheet_is_a_card_as_it_is():
+    sheet = Image.new("RGB", (30, 20))
+    assert drawn([Cell("", "All of them")], [sheet], []) is sheet
+
+
+def test_a_tall_sheet_is_folded_between_its_rows():
+    sheet = Image.new("RGB", (20, 80), "white")
+    for row, color in enumerate(("red", "lime", "blue")):
+        sheet.paste(color, (2, 26 * row, 20, 26 * row + 24))
+    card = drawn([Cell("", "All of them")], [sheet], [])
+    assert card.size == (40, 50)
+    assert card.getpixel((10, 10)) == (255, 0, 0) and card.getpixel((10, 40)) == (0, 255, 0)
+    assert card.getpixel((30, 10)) == (0, 0, 255) and card.getpixel((30, 40)) == (255, 255, 255)
