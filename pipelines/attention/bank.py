@@ -158,7 +158,6 @@ class Bank:
         if role not in self._wait:
             return None
         self._wait.remove(role)
-        self._way.start()
         return self.control.source_role(role), self._waiting
 
     @property
@@ -196,16 +195,22 @@ class Bank:
 
     def record(self, site: Site, qkv: QKV) -> None:
         """Keep the source's tensors where the control will read them."""
-        self._room.see(qkv.q)
-        if self._reads(site):
-            self._keep(site, self.control.kept(site, qkv, self.at))
+        self._take(site, qkv)
         self._way.go(site)
 
     def record_feature(self, site: Site, feature: Tensor) -> None:
         """The same for what a residual block adds."""
+        self._take_feature(site, feature)
+        self._way.go(site)
+
+    def _take(self, site: Site, qkv: QKV) -> None:
+        self._room.see(qkv.q)
+        if self._reads(site):
+            self._keep(site, self.control.kept(site, qkv, self.at))
+
+    def _take_feature(self, site: Site, feature: Tensor) -> None:
         if self._reads(site):
             self._keep(site, feature)
-        self._way.go(site)
 
     def _reads(self, site: Site) -> bool:
         """Whether something of the target reads the source's rows of a site in this step."""
@@ -222,7 +227,7 @@ class Bank:
         """The controlled attention of the target rows, or None where the control is idle."""
         beside = self._beside(site)
         if beside is not None:
-            return self.record(beside, qkv)
+            return self._take(beside, qkv)
         self._asked = True
         if self.control.source_role(site.role) is None:
             return None
@@ -253,7 +258,7 @@ class Bank:
         """What a residual block of the target adds, or None where the control is idle."""
         beside = self._beside(site)
         if beside is not None:
-            return self.record_feature(beside, feature)
+            return self._take_feature(beside, feature)
         stored = self._read(site)
         if stored is None:
             return None

@@ -366,6 +366,35 @@ def test_a_source_that_waited_in_vain_was_skipped():
         bank.begin(None)
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        {"cond": "cond"},
+        {"uncond": "uncond"},
+        {"cond": "cond", "uncond": "cond"},
+        {"cond": "uncond", "uncond": "cond"},
+    ],
+    ids=str,
+)
+def test_what_all_that_read_it_have_read_is_dropped(read):
+    @dataclass(frozen=True)
+    class Reading(Borrow):
+        def source_role(self, role):
+            return read.get(role)
+
+    bank, left = Bank(Reading()), set(read.values())
+    bank.begin(AT[0])
+    for role in left:
+        bank.record(SELF._replace(role=role), qkv(1))
+    readers = [row for role in ("uncond", "cond") if (row := read.get(role))]
+    for i, role in enumerate(role for role in ("uncond", "cond") if role in read):
+        assert not bank.empty
+        bank.inject(SELF._replace(role=role), qkv(1))
+        waiting = set(readers[i + 1 :])
+        assert {place[2] for place in bank._stored} == waiting
+    assert bank.empty
+
+
 # -- room ------------------------------------------------------------------------------------------
 
 
@@ -422,7 +451,7 @@ def test_a_source_that_takes_too_much_room_waits_and_next_time_at_once(monkeypat
         passed.clear()
         bank.begin(AT[step])
         bank.fill(source, x, 1)
-        assert passed == ran
+        assert passed == ran and bank.empty == (step < 2)
         for role in ("uncond", "cond"):
             waits = bank.beside(role)
             assert waits == (("cond", x) if step < 2 else None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from palimpsest.pipelines.attention.bank import Bank
 from palimpsest.pipelines.attention.hooks import QKV, Site
-from palimpsest.pipelines.attention.local_blend import LocalBlend, blend_columns
+from palimpsest.pipelines.attention.local_blend import LocalBlend, above, blend_columns
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.attention.stack import stacked
 from palimpsest.pipelines.attention.watch import begun
@@ -188,6 +188,24 @@ def test_it_reads_the_conditional_row_alone_and_leaves_its_attention_alone():
 def test_a_setting_out_of_range_is_refused(name, value):
     with pytest.raises(PalimpsestError, match=f"LocalBlend's {name} is .* must be 0 to 1"):
         replace(blend(), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["threshold", "out_threshold", "start"])
+def test_its_settings_reach_from_0_to_1(name):
+    for value in (0.0, 1.0):
+        assert getattr(replace(blend(), **{name: value}), name) == value
+
+
+def test_every_map_is_cut_at_a_part_of_its_own_largest_value():
+    maps = torch.tensor([[1.0, 3, 4], [10, 20, 100]])[:, None, None]
+    assert above(maps, 0.5).flatten(1).tolist() == [[False, True, True], [False, False, True]]
+
+
+def test_without_a_mask_of_the_users_there_is_nothing_to_place():
+    control, marked = blend(), blend(region=REGION)
+    assert control.placed(None) is control
+    halved = marked.placed(lambda region: region[..., ::2])
+    assert torch.equal(halved.region, REGION[..., ::2]) and halved.join == marked.join
 
 
 # -- words ---------------------------------------------------------------------------------------

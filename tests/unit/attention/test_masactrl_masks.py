@@ -234,6 +234,25 @@ def test_a_bad_threshold_is_refused(threshold):
         Things(WORDS, threshold)
 
 
+def test_a_threshold_reaches_from_0_to_1():
+    for threshold in (0.0, 1.0):
+        assert Things(WORDS, threshold).threshold == threshold
+
+
+@pytest.mark.parametrize("differ", ["of", "to"])
+def test_pictures_that_share_one_side_of_their_masks_alone_are_parted_one_by_one(differ):
+    masks = {"of": mask(1, 1).repeat(2, 1, 1, 1), "to": mask(1, 2).repeat(2, 1, 1, 1)}
+    masks[differ] = mask(2, 7)
+    bank, site = bank_of(started(Things(region=masks["of"], target_region=masks["to"]))), None
+    site = self_site(0)
+    target, source = (qkv(4, site.tokens, site.tokens, seed) for seed in (10, 20))
+    ours = attended(bank, site, target, source)
+    for row in range(4):
+        sides = (on(GRIDS[0], masks[name][row % 2, 0]) for name in ("to", "of"))
+        one, other = (QKV(*(t[row : row + 1] for t in part)) for part in (target, source))
+        assert distance(ours[row : row + 1], by_maps(one, other, *sides)) < IDENTITY
+
+
 def test_a_thing_without_words_or_masks_is_a_mistake():
     with pytest.raises(ValueError, match="words or a mask"):
         Things()

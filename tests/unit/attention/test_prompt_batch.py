@@ -108,6 +108,24 @@ def test_a_weight_acts_where_its_word_is_and_must_be_somewhere():
         rewrite_prompts(SOURCE, TARGETS, weights={"purple": 2.0})
 
 
+def test_every_wish_goes_to_every_prompt():
+    wishes = {
+        "mode": "refine",
+        "cross_window": (0.1, 0.5),
+        "self_window": (0.2, 0.7),
+        "word_windows": {"heart": (0.3, 0.4)},
+        "self_pixels": 8,
+        "weights_always": True,
+    }
+    batch = rewrite_prompts(SOURCE, TARGETS[:2], **wishes)
+    for control, target in zip(batch.controls, TARGETS, strict=False):
+        expected = rewrite_prompt(SOURCE, target, **wishes)
+        assert torch.equal(control.cross_windows, expected.cross_windows)
+        assert torch.equal(control.alignment.mapping, expected.alignment.mapping)
+        for name in ("self_window", "self_pixels", "weights_always"):
+            assert getattr(control, name) == getattr(expected, name), name
+
+
 def test_another_number_of_rows_than_prompts_is_refused():
     batch = rewrite_prompts(SOURCE, TARGETS)
     with pytest.raises(PalimpsestError, match="for 3 target prompts, 2 rows are edited"):

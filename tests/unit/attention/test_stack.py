@@ -1,5 +1,7 @@
 """Several controls as one, beside the maps of the last that acts at each place."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from palimpsest.pipelines.attention.bank import Bank
@@ -10,6 +12,7 @@ from palimpsest.pipelines.attention.one_row import over_one_row
 from palimpsest.pipelines.attention.plug_and_play import PlugAndPlay
 from palimpsest.pipelines.attention.prompt_to_prompt import chained, rewrite_prompt
 from palimpsest.pipelines.attention.stack import stacked
+from palimpsest.pipelines.attention.tokens import Alignment
 from palimpsest.tests.unit.analytic import distance, moment, picture
 from palimpsest.tests.unit.maps import attention
 from palimpsest.tests.unit.prompts import prompt
@@ -135,3 +138,43 @@ def test_a_window_is_open_while_both_are():
     assert chained(first, second).self_window == (0.3, 0.6)
     apart = chained(rewrite(self_window=(0.0, 0.2)), rewrite(self_window=(0.5, 0.9)))
     assert apart.self_window[0] == apart.self_window[1]
+
+
+def test_a_word_that_reads_several_has_their_mean_weight():
+    """Two words become one of two tokens, which another of two tokens replaces."""
+    first = rewrite(("a big cat", "a big dog"), weights={"big": 4.0, "dog": 2.0})
+    between = first.alignment.mapping.new_zeros(TOKENS, TOKENS)
+    between[:, :] = torch.eye(TOKENS)
+    between[2:4, 2:4] = 0.5  # as the published mapping of several tokens to several
+    second = replace(
+        rewrite(("a big dog", "a big dog")),
+        alignment=Alignment(between, torch.ones(TOKENS)),
+    )
+    assert chained(first, second).weights[:5].tolist() == [1, 1, 3, 3, 1]
+    doubled = replace(second, alignment=Alignment(2 * between, torch.ones(TOKENS)))
+    assert chained(first, doubled).weights[:5].tolist() == [1, 1, 3, 3, 1]
+
+
+def test_the_smaller_size_and_any_wish_for_lasting_weights_hold():
+    wishes = [{"self_pixels": 8, "weights_always": True}, {"self_pixels": 16}]
+    for one, other in (wishes, wishes[::-1]):
+        both = chained(rewrite(**one), rewrite((TEXTS[1], TEXTS[0]), **other))
+        assert both.self_pixels == rewrite(**wishes[0]).self_pixels and both.weights_always
+    plain = chained(rewrite(), rewrite((TEXTS[1], TEXTS[0])))
+    assert not plain.weights_always
+
+
+def test_the_window_of_a_word_is_that_of_what_it_reads():
+    first = rewrite(
+        ("a cat on grass", "a dog on sand"),
+        word_windows={"dog": (0.1, 0.3), "sand": (0.4, 0.5)},
+        cross_window=(0.0, 1.0),
+    )
+    second = rewrite(("a dog on sand", "a horse on sand"), cross_window=(0.0, 1.0))
+    assert chained(first, second).cross_windows[:5].tolist() == [
+        [0, 1],
+        [0, 1],
+        [0.1, 0.3],
+        [0, 1],
+        [0.4, 0.5],
+    ]

@@ -130,6 +130,20 @@ def test_a_step_whose_attention_was_kept_is_not_run_again():
     assert network.runs == 1 + STEPS  # other layers were not kept
 
 
+def test_of_what_was_kept_only_whole_cross_attention_is_shown():
+    """Another control's features may be in the same store: self-attention, or values alone."""
+    chain, features = trajectory(), kept(look(), trajectory())
+    q, k, v = Network().qkv(1, chain.latents[1], SIGMAS[1])
+    more = {
+        Site("self", 1, "cond"): QKV(q, k, v),
+        Site("cross", 0, "cond"): QKV(q, None, v),
+        Site("cross", 3, "cond"): QKV(None, k, v),
+    }
+    both = replace(features, read=lambda step: {**features.read(step), **more})
+    maps = view_words(chain, look(), Network().source, range(STEPS), features=both)
+    assert distance(maps, expected(chain, range(STEPS), [1, 2])) < 1e-13
+
+
 def test_it_reads_the_conditional_cross_attention_and_changes_none():
     at, own = moment(0, STEPS), QKV(*picture(3, 1, 4, 4))
     site = Site("cross", 1, "cond", 192, layers=4, depths=DEPTHS)
