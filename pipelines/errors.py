@@ -10,6 +10,10 @@ QUOTED = 80
 class PalimpsestError(ValueError):
     """Bad input, said in one sentence: which input, what it was, what it must be, what to do."""
 
+    #: ComfyUI puts a class's module before its name, above the sentence: where ours lies on a disk
+    #: says nothing to whoever reads it.
+    __module__ = "builtins"
+
 
 def quoted(value: Any) -> str:
     """What somebody gave, as a message repeats it: in one line of at most `QUOTED` characters."""

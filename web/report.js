@@ -1,13 +1,29 @@
-/** What a node tells after a run (`palimpsest_text` in its ui output), as text in the node itself. */
+/**
+ * What a node tells after a run, as text in the node itself: its report (`palimpsest_text` in its
+ * ui output), or the sentence of the pack that ended the run, which stays until the next one.
+ */
 
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
 const NAME = "palimpsest_report";
+const MISTAKE = "palimpsest_mistake";
+const ERROR = "PalimpsestError"; // the class of our sentences
 const LINE_HEIGHT = 18;
+const LETTER = 7.3; // width of one, at this font
 const PADDING = 26; // the element's own, and the margin that the canvas keeps around it
+const MARGIN = 46; // the same from left to right
 
 app.registerExtension({
   name: "palimpsest.Report",
+
+  setup() {
+    api.addEventListener("execution_error", ({ detail }) => {
+      const node = detail.exception_type === ERROR && nodeOfRun(detail.node_id);
+      if (node) showText(node, MISTAKE, detail.exception_message.trim());
+    });
+    api.addEventListener("execution_start", forgetMistakes);
+  },
 
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("Palimpsest")) return;
@@ -34,31 +50,54 @@ function findNode(locator) {
   return graph?.getNodeById(id);
 }
 
+/** @param {string} path A node's id in a run: those of the subgraphs that hold it come first. */
+function nodeOfRun(path) {
+  let graph = app.rootGraph;
+  let node;
+  for (const id of String(path).split(":")) {
+    node = graph?.getNodeById(id);
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+function forgetMistakes() {
+  for (const graph of [app.rootGraph, ...app.rootGraph.subgraphs.values()]) {
+    for (const node of graph.nodes) {
+      const widget = node.widgets?.find((w) => w.name === MISTAKE);
+      if (widget) node.removeWidget(widget);
+    }
+  }
+}
+
 /** @param {{palimpsest_text?: string[]} | null} output */
 function showReport(node, output) {
   const lines = output?.palimpsest_text;
-  if (!lines?.length) return;
-  const widget = node.widgets?.find((w) => w.name === NAME) ?? addReport(node);
-  widget.element.textContent = lines.join("\n");
+  if (lines?.length) showText(node, NAME, lines.join("\n"));
+}
+
+function showText(node, name, text) {
+  const widget = node.widgets?.find((w) => w.name === name) ?? addText(node, name);
+  widget.element.textContent = text;
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
   node.setDirtyCanvas(true, true);
 }
 
-/** One widget a node; it is no part of the saved workflow nor of the prompt. */
-function addReport(node) {
+/** A widget that is no part of the saved workflow nor of the prompt. */
+function addText(node, name) {
   const element = document.createElement("div");
-  element.className = "palimpsest-report";
+  element.className = name.replace("_", "-");
   Object.assign(element.style, {
     font: `12px/${LINE_HEIGHT}px ui-monospace, monospace`,
     padding: "3px 8px",
     whiteSpace: "pre-wrap",
     overflow: "auto",
     userSelect: "text",
-    color: "var(--descrip-text, #999)",
+    color: name === MISTAKE ? "var(--error-text, #ff4444)" : "var(--descrip-text, #999)",
   });
-  const height = () => element.textContent.split("\n").length * LINE_HEIGHT + PADDING;
-  const widget = node.addDOMWidget(NAME, "palimpsest_report", element, {
+  const height = () => linesOf(element.textContent, node.size[0]) * LINE_HEIGHT + PADDING;
+  const widget = node.addDOMWidget(name, name, element, {
     serialize: false,
     hideOnZoom: false,
     hideInPanel: true,
@@ -69,4 +108,11 @@ function addReport(node) {
   });
   widget.serialize = false;
   return widget;
+}
+
+/** How many lines a text takes in a node of some width. */
+function linesOf(text, width) {
+  const letters = Math.max(1, Math.floor((width - MARGIN) / LETTER));
+  const lines = text.split("\n").map((line) => Math.max(1, Math.ceil(line.length / letters)));
+  return lines.reduce((sum, count) => sum + count, 0);
 }

@@ -339,6 +339,9 @@ def test_it_waits_once_and_for_its_own_step_alone():
     assert paired(bank, x, 1)[1] == ("cond", x) and bank.beside("cond") is None
     bank.begin(AT[0])
     assert bank.beside("cond") is None
+    bank.fill(lambda x, sigma: None, x, 1)
+    bank.begin(AT[1])
+    assert bank.beside("cond") is None
 
 
 def test_a_row_beside_is_seen_where_it_is_read_and_forgotten_once_it_was():
@@ -356,6 +359,14 @@ def test_a_row_beside_is_seen_where_it_is_read_and_forgotten_once_it_was():
     assert all(torch.equal(*pair) for pair in zip(beside[0][:2], expected[0][:2], strict=True))
     bank.inject(CROSS._replace(role="source cond"), source)
     bank.begin(None)
+
+
+def test_a_row_beside_takes_no_room(monkeypatch):
+    monkeypatch.setattr(bank_module, "BESIDE_ONE", 0)
+    bank = Bank(Borrow(), pairs=True)
+    paired(bank, picture(1), 1)
+    assert bank.inject(SELF._replace(role="source cond"), qkv(1)) is None
+    assert bank.inject(SELF, qkv(1)) is not None and bank.empty
 
 
 def test_a_source_that_waited_in_vain_was_skipped():

@@ -203,6 +203,7 @@ def test_every_map_is_cut_at_a_part_of_its_own_largest_value():
 
 def test_without_a_mask_of_the_users_there_is_nothing_to_place():
     control, marked = blend(), blend(region=REGION)
+    assert control.masks == () and marked.masks == (REGION,)
     assert control.placed(None) is control
     halved = marked.placed(lambda region: region[..., ::2])
     assert torch.equal(halved.region, REGION[..., ::2]) and halved.join == marked.join

@@ -11,7 +11,7 @@ from palimpsest.pipelines.attention.masactrl import MasaCtrl
 from palimpsest.pipelines.attention.one_row import over_one_row
 from palimpsest.pipelines.attention.plug_and_play import PlugAndPlay
 from palimpsest.pipelines.attention.prompt_to_prompt import chained, rewrite_prompt
-from palimpsest.pipelines.attention.stack import stacked
+from palimpsest.pipelines.attention.stack import parts_of, stacked
 from palimpsest.pipelines.attention.tokens import Alignment
 from palimpsest.tests.unit.analytic import distance, moment, picture
 from palimpsest.tests.unit.maps import attention
@@ -167,14 +167,37 @@ def test_the_smaller_size_and_any_wish_for_lasting_weights_hold():
 def test_the_window_of_a_word_is_that_of_what_it_reads():
     first = rewrite(
         ("a cat on grass", "a dog on sand"),
-        word_windows={"dog": (0.1, 0.3), "sand": (0.4, 0.5)},
+        word_windows={"dog": (0.125, 0.25), "sand": (0.5, 0.75)},
         cross_window=(0.0, 1.0),
     )
-    second = rewrite(("a dog on sand", "a horse on sand"), cross_window=(0.0, 1.0))
+    second = rewrite(
+        ("a dog on sand", "a horse on sand"),
+        word_windows={"on": (0.25, 0.5)},
+        cross_window=(0.0, 1.0),
+    )
     assert chained(first, second).cross_windows[:5].tolist() == [
         [0, 1],
         [0, 1],
-        [0.1, 0.3],
-        [0, 1],
-        [0.4, 0.5],
+        [0.125, 0.25],
+        [0.25, 0.5],
+        [0.5, 0.75],
     ]
+
+
+def test_of_what_it_reads_a_new_word_gives_no_share():
+    """What is read of the first prompt is whole again; how much of it is read says `aligned`."""
+    first = rewrite(("a cat", "a red cat"))
+    between = torch.eye(TOKENS)
+    between[2:4, 2:4] = 0.5  # of the new word and of the cat, half each
+    second = replace(
+        rewrite(("a red cat", "a red cat")), alignment=Alignment(between, torch.ones(TOKENS))
+    )
+    both = chained(first, second).alignment
+    assert both.aligned[:5].tolist() == [1, 1, 0.5, 0.5, 1]
+    assert both.mapping[:, 2].tolist() == both.mapping[:, 3].tolist() == [0, 0, 1] + [0] * 9
+
+
+def test_the_parts_of_a_control_are_what_was_stacked():
+    one, two = rewrite(), MasaCtrl()
+    assert parts_of(stacked([one, two])) == (one, two)
+    assert parts_of(one) == (one,)
