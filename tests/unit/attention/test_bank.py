@@ -382,6 +382,7 @@ def test_a_source_that_waited_in_vain_was_skipped():
     [
         {"cond": "cond"},
         {"uncond": "uncond"},
+        {"uncond": "cond"},
         {"cond": "cond", "uncond": "cond"},
         {"cond": "uncond", "uncond": "cond"},
     ],
@@ -441,6 +442,15 @@ def test_branches_run_apart_where_much_is_kept_for_both(monkeypatch, room, apart
     others = Bank(Shared(), leaves=False)
     record(others, 0)
     assert not others.injecting.branches_apart
+
+
+def test_room_is_measured_by_the_largest_query_also_where_it_is_not_read(monkeypatch):
+    monkeypatch.setattr(bank_module, "BESIDE_BOTH", 4)
+    bank = Bank(Shared())
+    record(bank, 0)
+    assert bank.injecting.branches_apart
+    bank.record(CROSS, qkv(1, queries=12))
+    assert not bank.injecting.branches_apart
 
 
 def test_a_source_that_takes_too_much_room_waits_and_next_time_at_once(monkeypatch):

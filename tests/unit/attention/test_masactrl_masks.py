@@ -146,30 +146,33 @@ def word_mask(maps, tokens, threshold):
 
 @pytest.mark.parametrize("given", [None, "region", "target_region"])
 @pytest.mark.parametrize("threshold", [0.1, 0.4])
-def test_words_find_the_masks_from_the_steps_before(threshold, given):
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_words_find_the_masks_from_the_steps_before(threshold, given, pictures):
+    """In each picture of a batch its own."""
     own = {} if given is None else {given: mask(1, 3)}
     beginning = started(Things(WORDS, threshold, **own))
     site, bank = self_site(2), bank_of(beginning)
     sums = [0.0, 0.0]
     for step in range(3):
         bank.begin(moment(step, STEPS))
-        crossed = [qkv(2, CROSS.tokens, TOKENS, 100 * step + seed) for seed in (10, 20)]
+        rows = 2 * pictures
+        crossed = [qkv(rows, CROSS.tokens, TOKENS, 100 * step + seed) for seed in (10, 20)]
         attended(bank, CROSS, *crossed)
-        target, source = (qkv(2, site.tokens, site.tokens, 100 * step + seed) for seed in (30, 40))
+        target, source = (
+            qkv(rows, site.tokens, site.tokens, 100 * step + seed) for seed in (30, 40)
+        )
         ours = attended(bank, site, target, source)
-        sides = [
-            None if step == 0 else on(GRIDS[0], word_mask(total, tokens, threshold)[0, 0])
-            for total, tokens in zip(sums, ([3], [1, 2]), strict=True)
-        ]
-        for i, name in enumerate(("target_region", "region")):
-            if name in own and step:
-                sides[i] = on(GRIDS[0], own[name][0, 0])
-        for row in range(2):
+        for row in range(rows):
+            seen = row % pictures
+            sides = [torch.ones(site.tokens, dtype=torch.bool)] * 2
+            for i, (name, tokens) in enumerate((("target_region", [3]), ("region", [1, 2]))):
+                if step:
+                    found = word_mask(sums[i][seen : seen + 1], tokens, threshold)
+                    sides[i] = on(GRIDS[0], own.get(name, found)[0, 0])
             one, other = (QKV(*(t[row : row + 1] for t in part)) for part in (target, source))
-            parted = sides if step else [torch.ones(site.tokens, dtype=torch.bool)] * 2
-            assert distance(ours[row : row + 1], by_maps(one, other, *parted)) < IDENTITY
+            assert distance(ours[row : row + 1], by_maps(one, other, *sides)) < IDENTITY
         sums = [
-            total + attention_maps(part.q[1:], part.k[1:], HEADS)
+            total + attention_maps(part.q[pictures:], part.k[pictures:], HEADS)
             for total, part in zip(sums, crossed, strict=True)
         ]
     assert all(0 < side.float().mean() < 1 for side in sides)
