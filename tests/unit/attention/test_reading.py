@@ -21,6 +21,17 @@ def test_a_word_stays_takes_the_place_of_another_or_is_new():
     assert [(w.reads, w.state) for w in refined] == [((0,), "kept"), ((), "new"), ((1,), "kept")]
 
 
+def test_of_a_word_of_several_tokens_all_that_any_of_them_reads():
+    source, target = prompt("a tulip here", tulip=2), prompt("a orchid here", orchid=3)
+    control = rewrite_prompt(source, target, mode="replace")
+    words = read_words(control, source, target)
+    assert [(w.reads, w.state) for w in words] == [
+        ((0,), "kept"),
+        ((1,), "changed"),
+        ((2,), "kept"),
+    ]
+
+
 def test_a_word_has_its_weight_and_its_window():
     words = read(
         "a red heart",
