@@ -50,13 +50,15 @@ def apart(monkeypatch):
 def held(monkeypatch):
     """The most places that a bank held in a call."""
     most = [0]
-    plain = Bank.record
+    plain = Bank._keep
 
-    def record(bank, site, qkv):
-        plain(bank, site, qkv)
-        most[0] = max(most[0], len(bank._stored))
+    def keep(bank, site, recorded):
+        try:
+            plain(bank, site, recorded)
+        finally:
+            most[0] = max(most[0], len(bank._stored))
 
-    monkeypatch.setattr(Bank, "record", record)
+    monkeypatch.setattr(Bank, "_keep", keep)
     return most
 
 
