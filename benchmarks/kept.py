@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..demo.model_files import WEIGHTS
-
 #: What a line calls its weights.
 _BY = "weights"
 
@@ -24,15 +22,28 @@ def weights_of(folder: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-def kept_by_todays_weights(file: Path) -> list[dict[str, Any]]:
-    """The lines of a file that were measured by the weights of today."""
+def kept_by(weights: Path, file: Path) -> list[dict[str, Any]]:
+    """The lines of a file that were measured by the weights of a model folder."""
     if not file.exists():
         return []
     lines = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line.pop(_BY) == weights_of(WEIGHTS)]
+    return [line for line in lines if line.pop(_BY) == weights_of(weights)]
 
 
-def keep(file: Path, outcome: Any) -> None:
-    """Add a dataclass to a file, as a line."""
+def keep(weights: Path, file: Path, outcome: Any) -> None:
+    """Add what a model folder's weights came to, a dataclass, to a file as a line."""
     with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(asdict(outcome) | {_BY: weights_of(WEIGHTS)}) + "\n")
+        out.write(json.dumps(asdict(outcome) | {_BY: weights_of(weights)}) + "\n")
+
+
+def told(outcomes: list[Any], file: Path) -> list[Any]:
+    """What a page is going to be made of.
+
+    Raises:
+        SystemExit: In one sentence, if there is nothing: a page of before is not overwritten.
+    """
+    if not outcomes:
+        raise SystemExit(
+            f"{file.name} holds nothing that these weights measured: run it without --kept first."
+        )
+    return outcomes

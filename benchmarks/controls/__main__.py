@@ -22,7 +22,7 @@ from torch import Tensor
 from ...demo.model_files import WEIGHTS
 from ...hosts.diffusers.folder import DiffusersModel, load_folder
 from ...hosts.drawing.sheet import Sheet, as_picture, draw_sheet
-from ..kept import keep, kept_by_todays_weights
+from ..kept import keep, kept_by, told
 from ..tables import RESULTS
 from .methods import METHODS, edit
 from .page import Outcome, of_kind, page, table
@@ -34,17 +34,17 @@ KEPT = RESULTS / "controls.jsonl"
 SHOWN, DRAWN = 2, 12
 
 
-def kept() -> dict[tuple[str, str, int], Outcome]:
+def kept(weights: Path = WEIGHTS) -> dict[tuple[str, str, int], Outcome]:
     """What earlier runs measured."""
-    every = map(Outcome.read, kept_by_todays_weights(KEPT))
+    every = map(Outcome.read, kept_by(weights, KEPT))
     return {(o.method, o.kind, o.task): o for o in every}
 
 
 def measure(
-    model: DiffusersModel, count: int, methods: list[str], kinds: list[Kind]
+    model: DiffusersModel, weights: Path, count: int, methods: list[str], kinds: list[Kind]
 ) -> Iterator[Outcome]:
     """All outcomes that are not kept yet."""
-    done = kept()
+    done = kept(weights)
     for kind in kinds:
         for number, task in enumerate(tasks(count, kind)):
             for name in methods:
@@ -54,7 +54,7 @@ def measure(
                 found = score(task, edited.image)
                 seconds = round(edited.seconds, 2)
                 outcome = Outcome(name, kind, number, found, edited.rows, seconds)
-                keep(KEPT, outcome)
+                keep(weights, KEPT, outcome)
                 yield outcome
 
 
@@ -95,9 +95,10 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     model = load_folder(options.weights)
     if not options.kept:
-        for outcome in measure(model, options.count, names, kinds):
+        for outcome in measure(model, options.weights, options.count, names, kinds):
             print(outcome, flush=True)
-    outcomes = [o for o in kept().values() if o.task < options.count]
+    measured = [o for o in kept(options.weights).values() if o.task < options.count]
+    outcomes = told(measured, KEPT)
     print(table(outcomes), *(of_kind(outcomes, kind) for kind in kinds), sep="\n")
     if options.write:
         best = {kind: ceiling(model, min(options.count, DRAWN), kind) for kind in KINDS}

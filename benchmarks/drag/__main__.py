@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from ...demo.model_files import WEIGHTS
 from ...demo.train import save_grid
 from ...hosts.diffusers.folder import DiffusersModel, load_folder
-from ..kept import keep, kept_by_todays_weights
+from ..kept import keep, kept_by, told
 from ..tables import RESULTS
 from .drags import PROCESSES, Outcome, Task, run, tasks
 from .page import page, paired, sheet, table
@@ -31,7 +31,7 @@ SHOWN = 6
 
 def kept() -> dict[tuple[int, float, int], Outcome]:
     """What earlier runs measured."""
-    outcomes = (Outcome(**stored) for stored in kept_by_todays_weights(KEPT))
+    outcomes = (Outcome(**stored) for stored in kept_by(WEIGHTS, KEPT))
     return {(o.steps, o.eta, o.task): o for o in outcomes}
 
 
@@ -46,7 +46,7 @@ def measure(
                 outcome = done.get((n, eta, number))
                 if outcome is None:
                     outcome = run(model, number, task, n, eta)
-                    keep(KEPT, outcome)
+                    keep(WEIGHTS, KEPT, outcome)
                 yield outcome
 
 
@@ -65,7 +65,8 @@ def main(arguments: list[str]) -> int:
     if not options.kept:
         for outcome in measure(model, every, steps, etas):
             print(outcome, flush=True)
-    outcomes = [o for o in kept().values() if o.steps in steps and o.task < options.count]
+    measured = [o for o in kept().values() if o.steps in steps and o.task < options.count]
+    outcomes = told(measured, KEPT)
     print(table(outcomes, steps), paired(outcomes, steps))
     if options.write:
         RESULTS.joinpath("drag.md").write_text(page(outcomes, steps), encoding="utf-8")

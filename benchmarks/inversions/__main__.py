@@ -27,7 +27,7 @@ from torch import Tensor
 from ...demo.model_files import WEIGHTS
 from ...hosts.diffusers.folder import DiffusersModel, load_folder
 from ...hosts.drawing.sheet import Sheet, as_picture, draw_sheet
-from ..kept import keep, kept_by_todays_weights
+from ..kept import keep, kept_by, told
 from ..tables import RESULTS
 from .guidance import by_guidance, orders
 from .methods import METHODS, edit
@@ -58,7 +58,7 @@ def run(model: DiffusersModel, key: Key, task: Task) -> Outcome:
 
 def kept() -> dict[Key, Outcome]:
     """What earlier runs measured."""
-    outcomes = map(Outcome.read, kept_by_todays_weights(KEPT))
+    outcomes = map(Outcome.read, kept_by(WEIGHTS, KEPT))
     return {(o.method, o.task, o.cfg): o for o in outcomes}
 
 
@@ -73,7 +73,7 @@ def measure(
             outcome = done.get(key)
             if outcome is None:
                 outcome = run(model, key, task)
-                keep(KEPT, outcome)
+                keep(WEIGHTS, KEPT, outcome)
             yield outcome
 
 
@@ -114,7 +114,8 @@ def main(arguments: list[str]) -> int:
         guidances = [float(cfg) for cfg in options.cfg.split(",") if cfg] or [None]
         for outcome in measure(model, every, names, guidances):
             print(outcome, flush=True)
-    outcomes = [o for o in kept().values() if o.method in names and o.task < options.count]
+    measured = [o for o in kept().values() if o.method in names and o.task < options.count]
+    outcomes = told(measured, KEPT)
     print(table([o for o in outcomes if o.cfg is None]))
     print(by_guidance(outcomes))
     print(orders(outcomes))
