@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..pipelines.errors import PalimpsestError
 from .accepted import WIRES, all_finite, check
+from .notices import notices
 from .wires import Control
 
 #: What is made of prompts alone.
@@ -46,7 +47,7 @@ class Node(io.ComfyNode):
         cls._check_inputs(schema, given)
         made = cls.run(**given)
         _check_outputs(schema, made)
-        return made
+        return _with_notices(made, notices(schema, given))
 
     @classmethod
     def _check_inputs(cls, schema: io.Schema, given: dict[str, Any]) -> None:
@@ -55,6 +56,16 @@ class Node(io.ComfyNode):
         for wanted in schema.inputs:
             if wanted.id in given:
                 check(wanted, given[wanted.id], listed=wanted.id not in own)
+
+
+def _with_notices(made: io.NodeOutput, told: list[str]) -> io.NodeOutput:
+    """Show sentences below what a node tells of its run."""
+    if not told:
+        return made
+    shown = made.ui if isinstance(made.ui, dict) else made.ui.as_dict() if made.ui else {}
+    lines = [*shown.get("palimpsest_text", []), *(f"Note: {each}" for each in told)]
+    made.ui = shown | {"palimpsest_text": lines}
+    return made
 
 
 def _check_outputs(schema: io.Schema, made: io.NodeOutput) -> None:

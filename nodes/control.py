@@ -181,7 +181,8 @@ class PromptToPrompt(Node):
         own = _control(words, targets, **wishes)
         before, after = encode_batch(clip, [source]), encode_batch(clip, prompts)
         known = Words(words, tuple(targets))
-        bound = BoundControl(own, before[0][0], after[0][0], "Prompt-to-Prompt", known)
+        empty = encode_batch(clip, [""])
+        bound = BoundControl(own, before[0][0], after[0][0], "Prompt-to-Prompt", known, empty)
         # Prompts that come by wire are known to the page from here on.
         shown = {"palimpsest_prompts": [source, target]}
         return io.NodeOutput(bound.on(control), before, after, ui=shown)

@@ -17,7 +17,10 @@ from ..hosts.comfy.edits.edit import (
 )
 from ..hosts.comfy.edits.guider import EditGuider
 from ..hosts.comfy.graph import is_wired
+from ..hosts.comfy.guidance import Conditioning
 from ..pipelines.correction import ADD_SOURCE, ADD_TARGET, UNCORRECTED, Correction
+from ..pipelines.errors import PalimpsestError
+from ..pipelines.trajectory import Trajectory as Chain
 from .border import Node
 from .wires import Control, Trajectory, report
 
@@ -45,6 +48,11 @@ MASK = io.Mask.Input(
     tooltip="White where the picture may change; outside it every pixel of the latent "
     "stays as it was.",
 )
+NEGATIVE = io.Conditioning.Input(
+    "negative",
+    optional=True,
+    tooltip="What to avoid. Left open it is the empty prompt, which Prompt-to-Prompt brings along.",
+)
 
 
 def _inputs(corrections: list[str]) -> list[io.Input]:
@@ -54,7 +62,7 @@ def _inputs(corrections: list[str]) -> list[io.Input]:
         Trajectory.Input("trajectory", tooltip="From Invert: the picture at every stage."),
         io.Conditioning.Input("source", tooltip="What the picture shows now, as for Invert."),
         io.Conditioning.Input("target", tooltip="What the picture shall show."),
-        io.Conditioning.Input("negative", tooltip="What to avoid; an empty prompt is usual."),
+        NEGATIVE,
         CFG,
         io.Combo.Input(
             "correction",
@@ -161,10 +169,12 @@ class Edit(Node):
         interval: int,
         control: BoundControl | None = None,
         mask: Tensor | None = None,
+        negative: Conditioning | None = None,
         **asked: Any,
     ) -> io.NodeOutput:
         request = EditRequest(
             **asked,
+            negative=_negative(negative, control, **asked),
             control=control,
             mask=mask,
             correction=_correction(correction, scale, interval),
@@ -222,11 +232,43 @@ class EditGuiderNode(Node):
         correction: str,
         control: BoundControl | None = None,
         mask: Tensor | None = None,
+        negative: Conditioning | None = None,
         **asked: Any,
     ) -> io.NodeOutput:
-        wished = _correction(correction, 1.0, 1)
-        request = EditRequest(**asked, control=control, mask=mask, correction=wished)
+        request = EditRequest(
+            **asked,
+            negative=_negative(negative, control, **asked),
+            control=control,
+            mask=mask,
+            correction=_correction(correction, 1.0, 1),
+        )
         return io.NodeOutput(EditGuider(request))
+
+
+def _negative(
+    given: Conditioning | None,
+    control: BoundControl | None,
+    *,
+    trajectory: Chain,
+    cfg: float,
+    target: Conditioning,
+    **_others: Any,
+) -> Conditioning:
+    """The other end of the guidance: what is connected, or else the empty prompt.
+
+    Raises:
+        PalimpsestError: If nobody knows the empty prompt, and it is needed.
+    """
+    if given is not None:
+        return given
+    if control is not None and control.empty is not None:
+        return control.empty
+    if cfg == 1 and trajectory.recipe.source_cfg in (None, 1):
+        return target  # which is not asked for
+    raise PalimpsestError(
+        f"negative is not connected, which cfg {cfg:g} needs: connect a CLIP Text Encode with an "
+        "empty text, or a Prompt-to-Prompt to control, which brings the empty prompt along."
+    )
 
 
 def _correction(name: str, scale: float, interval: int) -> Correction:

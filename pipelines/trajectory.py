@@ -38,6 +38,7 @@ class Recipe:
         regularised: Whether the inversion drew its noise towards white noise.
         latent_slope: Per channel, the host's own latents over ours; empty where they are the same.
         latent_offset: Per channel, what the host's own latents have added to that.
+        prompt: What tells the prompt of the inversion from others; "" where that is not known.
     """
 
     method: str
@@ -55,6 +56,7 @@ class Recipe:
     regularised: bool = False
     latent_slope: tuple[float, ...] = ()
     latent_offset: tuple[float, ...] = ()
+    prompt: str = ""
 
 
 @dataclass(frozen=True, eq=False)

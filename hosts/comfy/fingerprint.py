@@ -66,6 +66,13 @@ def conditioning_key(conditioning: Conditioning) -> str:
     return digest.hexdigest() if _feed(digest, conditioning) else ""
 
 
+def prompt_key(conditioning: Conditioning) -> str:
+    """A digest of what the text encoder made of a prompt, whatever was added to it since."""
+    digest = hashlib.sha256()
+    _feed(digest, [entry[0] for entry in conditioning])
+    return digest.hexdigest()[:16]
+
+
 def source_key(model: ModelPatcher, conditionings: list[Conditioning], *, note: str = "") -> str:
     """What a source's predictions depend on besides its chain; "" where it has no name.
 

@@ -69,6 +69,20 @@ def mask_pictures(mask: Tensor) -> Tensor:
     return mask.reshape(-1, *mask.shape[-2:])
 
 
+def is_black(mask: Tensor) -> bool:
+    """Whether a MASK leaves nothing white."""
+    return not bool(mask_pictures(mask).any())
+
+
+def stretched(mask: Tensor, size: tuple[int, int]) -> bool:
+    """Whether a MASK is of another shape than a picture of [height, width] pixels.
+
+    A larger or smaller one of the same shape lies on it as well; one percent is rounding.
+    """
+    height, width = mask_pictures(mask).shape[1:]
+    return abs(height * size[1] / (width * size[0]) - 1) > max(0.01, 8 / min(size))
+
+
 def check_mask_fits(mask: Tensor, model: ModelPatcher, latent: Tensor, pictures: int) -> None:
     """Refuse a MASK that says nothing about a latent.
 

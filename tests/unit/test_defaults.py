@@ -144,6 +144,7 @@ DEFAULTS = {
         "regularised": False,
         "latent_slope": (),
         "latent_offset": (),
+        "prompt": "",
     },
     "trajectory.Trajectory": {"carried": ()},
     "denoiser.RowCount": {"rows": 0},

@@ -24,6 +24,7 @@ RECIPE = Recipe(
     source_key="1 abc",
     latent_slope=(0.5, 2.0, 1.0, 1.0),
     latent_offset=(0.0, -1.0, 0.25, 0.0),
+    prompt="0123456789abcdef",
 )
 
 

@@ -41,6 +41,7 @@ class BoundControl:
             takes any.
         name: Of the nodes that made it, for messages.
         words: Of both prompts, for those that are put on it; None where it knows none.
+        empty: The empty prompt, of the same text encoder; None where it had none.
     """
 
     control: Control
@@ -48,6 +49,7 @@ class BoundControl:
     target: Tensor | None = None
     name: str = "Prompt-to-Prompt"
     words: Words | None = None
+    empty: Conditioning | None = None
 
     def on(self, before: BoundControl | None) -> BoundControl:
         """This control on top of another, which is handed on where there is no conflict.
@@ -78,6 +80,7 @@ class BoundControl:
             before.target if self.words is None else self.target,
             f"{before.name} + {self.name}",
             _joined(before.words, self.words),
+            self.empty if before.empty is None else before.empty,
         )
 
     def check_source(self, source: Conditioning, role: str) -> None:

@@ -22,7 +22,7 @@ from ....pipelines.noise import seeded
 from ....pipelines.trajectory import Trajectory
 from ..coordinates import Coordinates, coordinates_of, host_levels, rising_sigmas
 from ..cost import Spent
-from ..fingerprint import conditioning_key, describe, guided_key
+from ..fingerprint import conditioning_key, describe, guided_key, prompt_key
 from ..guidance import BranchGuider, Conditioning
 from ..masks import check_mask_fits, latent_mask
 from ..refusals import check_has_picture, check_samples, check_trajectory
@@ -258,7 +258,7 @@ def _kept(request: CycleRequest, trajectory: Trajectory, spent: Spent) -> Trajec
     recipe = kept.recipe
     if request.trajectory is None:
         spent_on = replace(recipe, rows=spent.rows, source_cfg=request.source_cfg)
-        recipe = describe(request.model, spent_on)
+        recipe = replace(describe(request.model, spent_on), prompt=prompt_key(request.source))
     if kept.denoised is not None and not request.unchanged:  # else they are of an earlier source
         recipe = replace(recipe, source_key=request.source_key)
     return replace(kept, recipe=recipe)

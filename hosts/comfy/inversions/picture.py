@@ -16,7 +16,7 @@ from ....pipelines.schedule import check_falling
 from ....pipelines.trajectory import Trajectory
 from ..coordinates import Coordinates, coordinates_of, host_levels, rising_sigmas
 from ..cost import Spent
-from ..fingerprint import describe
+from ..fingerprint import describe, prompt_key
 from ..guidance import BranchGuider, Conditioning
 from ..refusals import check_samples
 from ..session import Session, run
@@ -90,7 +90,7 @@ class Picture:
             spent: What it cost.
         """
         kept = comfy.model_management.intermediate_device()
-        recipe = replace(recorded.recipe, rows=spent.rows)
+        recipe = replace(recorded.recipe, rows=spent.rows, prompt=prompt_key(self.positive))
         made = Trajectory(
             recorded.latents.float(),
             self.sigmas,
