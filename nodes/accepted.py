@@ -65,11 +65,16 @@ def check(wanted: io.Input, value: Any, *, listed: bool = True) -> None:
     elif isinstance(wanted, io.Combo.Input):
         _check_choice(wanted, value, listed)
     elif isinstance(wanted, io.Boolean.Input):
-        _refuse(isinstance(value, bool), wanted.id, value, f"true or false: {WIDGET}")
+        _refuse(isinstance(value, bool), shown(wanted), value, f"true or false: {WIDGET}")
     elif isinstance(wanted, io.String.Input):
         _check_text(wanted, value)
     else:
         _check_wire(wanted, value)
+
+
+def shown(wanted: io.Input) -> str:
+    """What a node calls an input."""
+    return wanted.display_name or wanted.id
 
 
 def _check_number(wanted: io.Input, value: Any) -> None:
@@ -77,7 +82,7 @@ def _check_number(wanted: io.Input, value: Any) -> None:
     kind = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     span = f"from {_told(wanted.min)} to {_told(wanted.max)}"
     must = f"a {'whole number' if whole else 'number'} {span}: {WIDGET}"
-    _refuse(kind and bool(wanted.min <= value <= wanted.max), wanted.id, value, must)
+    _refuse(kind and bool(wanted.min <= value <= wanted.max), shown(wanted), value, must)
 
 
 def _told(bound: float) -> str:
@@ -87,20 +92,20 @@ def _told(bound: float) -> str:
 def _check_choice(wanted: io.Combo.Input, value: Any, listed: bool) -> None:
     fits = isinstance(value, str) and (not listed or value in wanted.options)
     few = ", ".join(wanted.options) if listed and len(wanted.options) <= 6 else "in its list"
-    _refuse(fits, wanted.id, value, f"one of those {few}: choose it in the node")
+    _refuse(fits, shown(wanted), value, f"one of those {few}: choose it in the node")
 
 
 def _check_text(wanted: io.String.Input, value: Any) -> None:
     if isinstance(value, str) and len(value) > LONGEST_TEXT:
         raise PalimpsestError(
-            f"{wanted.id} is a text of {len(value)} characters, it may have {LONGEST_TEXT}: "
+            f"{shown(wanted)} is a text of {len(value)} characters, it may have {LONGEST_TEXT}: "
             "shorten it."
         )
-    _refuse(isinstance(value, str), wanted.id, value, f"text: {WIDGET}")
+    _refuse(isinstance(value, str), shown(wanted), value, f"text: {WIDGET}")
 
 
 def _check_wire(wanted: io.Input, value: Any) -> None:
-    wire, name = WIRES[wanted.get_io_type()], f"The {wanted.id}"
+    wire, name = WIRES[wanted.get_io_type()], f"The {shown(wanted)}"
     _refuse(wire.fits(value), name, value, f"{wire.what}: connect such a one")
     if not all_finite(value):
         holds = "hold" if _many(name) else "holds"
@@ -240,5 +245,5 @@ WIRES: dict[str, Wire] = {
         "a weight in its prompts is no number or too large, such as (word:inf); mend the prompt",
     ),
     Points.io_type: Wire("points from Drag Points", _is_a(DragPoints)),
-    Comparison.io_type: Wire("a comparison from Compare", _is_comparison),
+    Comparison.io_type: Wire("a comparison from Comparison Sheet", _is_comparison),
 }

@@ -108,8 +108,10 @@ class AttentionMaps(Node):
                 "daam",
                 "attention viewer",
                 "heat map",
+                "heatmap",
                 "cross attention map",
                 "word mask",
+                "mask from text",
                 "segment by words",
             ],
             inputs=[

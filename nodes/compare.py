@@ -30,7 +30,7 @@ MASK = io.Mask.Input(
     "it is black. Changes nothing in the pictures.",
 )
 COMPARISON = Comparison.Input(
-    "comparison", optional=True, tooltip="From another Compare: the rows above."
+    "comparison", optional=True, tooltip="From another Comparison Sheet: the rows above."
 )
 
 
@@ -41,7 +41,7 @@ class Compare(Node):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestCompare",
-            display_name="Compare",
+            display_name="Comparison Sheet",
             category=CATEGORY,
             description="Puts source, reconstruction and edit of one method into a row of a "
             "labelled sheet, with what they cost and how near they are to the source. Chain one "
@@ -59,7 +59,8 @@ class Compare(Node):
             ],
             outputs=[
                 Comparison.Output(
-                    display_name="comparison", tooltip="All rows so far, for another Compare."
+                    display_name="comparison",
+                    tooltip="All rows so far, for another Comparison Sheet.",
                 ),
                 io.Image.Output(display_name="sheet", tooltip="The labelled sheet of all rows."),
             ],

@@ -84,11 +84,11 @@ class CopyPaste(Node):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestCopyPaste",
-            display_name="Copy-Paste",
+            display_name="Drag Copy-Paste",
             category=CATEGORY,
             description="Copies what is around each handle of a noisy latent to its target and "
             "puts noise where it was, ready for any sampler.",
-            search_aliases=["sde-drag", "move latent", "latent copy paste", "drag"],
+            search_aliases=["sde-drag", "move latent", "latent copy paste", "drag", "copy paste"],
             inputs=[
                 io.Model.Input("model", tooltip="The model whose latent it is."),
                 io.Latent.Input("latent", tooltip="A noisy latent, with leftover noise."),
@@ -149,6 +149,7 @@ CFG = io.Float.Input(
 )
 ETA = io.Float.Input(
     "eta",
+    display_name="sde / ode (eta)",
     default=1.0,
     min=0.0,
     max=1.0,
@@ -157,6 +158,7 @@ ETA = io.Float.Input(
 )
 EARLY_STOP = io.Boolean.Input(
     "early_stop",
+    display_name="stop_on_arrival",
     default=False,
     tooltip="On: every pair walks at the stride and stops where it arrives. Off: "
     "all arrive together, as published.",
@@ -187,7 +189,15 @@ class SDEDrag(Node):
             category=CATEGORY,
             description="Drags what is at the handles to their targets, a little at a time, and "
             "repaints what that tears open. Shows every step while it runs.",
-            search_aliases=["drag", "draggan", "dragdiffusion", "move object", "point editing"],
+            search_aliases=[
+                "drag",
+                "draggan",
+                "dragdiffusion",
+                "move object",
+                "liquify",
+                "warp",
+                "point editing",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="A model, or Identity LoRA's."),
                 POSITIVE,

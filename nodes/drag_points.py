@@ -43,7 +43,15 @@ class SetDragPoints(Node):
             category="palimpsest/drag",
             description="Shows the picture and lets you draw arrows on it: from what shall move to "
             "where it shall go.",
-            search_aliases=["drag editor", "handle", "target", "sde-drag", "points editor", "move"],
+            search_aliases=[
+                "drag editor",
+                "handle",
+                "target",
+                "sde-drag",
+                "points editor",
+                "move object",
+                "liquify",
+            ],
             inputs=[
                 io.Image.Input("image", tooltip="The picture that is edited."),
                 POINTS,

@@ -109,16 +109,22 @@ class Edit(Node):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestEdit",
-            display_name="Edit",
+            display_name="Edit Inverted Image",
             category=CATEGORY,
             description="Paints the picture again along its trajectory with another prompt, and "
             "keeps what the prompt does not touch.",
             search_aliases=[
+                "edit photo",
+                "edit image",
+                "image edit",
+                "edit real image",
                 "direct inversion",
                 "pnp inversion",
                 "prompt to prompt",
                 "real image editing",
-                "image edit",
+                "change color",
+                "keep background",
+                "background drift",
                 "resample",
             ],
             inputs=[
@@ -135,7 +141,7 @@ class Edit(Node):
                 ),
                 io.String.Output(
                     display_name="cost",
-                    tooltip="UNet rows and seconds of inversion and edit, in words: for Compare.",
+                    tooltip="UNet rows and seconds of inversion and edit, for Comparison Sheet.",
                 ),
                 io.Mask.Output(
                     display_name="mask",
@@ -217,11 +223,17 @@ class EditGuiderNode(Node):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestEditGuider",
-            display_name="Edit Guider",
+            display_name="Edit Inverted Image (Guider)",
             category=CATEGORY,
             description="Edit as a guider for SamplerCustomAdvanced, with sampler euler, the "
             "sigmas of Invert, and its noise (or its latent with noise disabled).",
-            search_aliases=["direct inversion", "guider", "prompt to prompt", "custom sampling"],
+            search_aliases=[
+                "direct inversion",
+                "guider",
+                "prompt to prompt",
+                "custom sampling",
+                "edit image",
+            ],
             inputs=_inputs(["direct inversion", "none"]),
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )

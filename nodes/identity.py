@@ -79,7 +79,14 @@ class IdentityLoraNode(Node):
             category=CATEGORY,
             description="Lets the model learn one picture for a minute, so that a drag keeps who "
             "or what is in it.",
-            search_aliases=["train lora", "drag identity", "fine-tune", "sde-drag", "subject"],
+            search_aliases=[
+                "train lora",
+                "lora from one image",
+                "drag identity",
+                "fine-tune",
+                "sde-drag",
+                "subject",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will drag."),
                 io.Conditioning.Input("positive", tooltip="The prompt of the drag."),

@@ -52,7 +52,17 @@ class Inpaint(Node):
             category=CATEGORY,
             description="Paints the white part of a mask anew and keeps the rest of the latent as "
             "it is, number for number, by the SDE or the ODE, in steps of order 1 or 2.",
-            search_aliases=["inpaint", "sde inpainting", "dpm++ 2m sde", "fill mask"],
+            search_aliases=[
+                "inpaint",
+                "sde inpainting",
+                "dpm++ 2m sde",
+                "fill mask",
+                "repaint",
+                "remove object",
+                "replace object",
+                "paint over",
+                "generative fill",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="A plain model; no inpainting model is needed."),
                 io.Conditioning.Input("positive", tooltip="What the picture shall show."),

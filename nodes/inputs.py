@@ -61,6 +61,7 @@ def process_input() -> io.Input:
     """The switch between SDE and ODE."""
     return io.Combo.Input(
         "process",
+        display_name="sde / ode",
         options=list(PROCESSES),
         tooltip="sde forgives an edit and paints it into place; ode follows it to the letter. "
         "The same node either way, so that one click compares them.",
@@ -83,7 +84,7 @@ class Walk:
             t0: Default of the input of that name.
             steps: Default of the input of that name.
         """
-        told = "Steps of the whole way from pure noise; t0 of them are walked."
+        told = "Steps of the whole way from pure noise; the strength says how many are walked."
         return [
             io.Int.Input("steps", default=steps, min=1, max=1000, tooltip=told),
             scheduler_input(
@@ -93,11 +94,12 @@ class Walk:
             ),
             io.Float.Input(
                 "t0",
+                display_name="strength",
                 default=t0,
                 min=0.0,
                 max=1.0,
                 step=0.01,
-                tooltip="How far up the noise goes: more lets more change.",
+                tooltip="How far up the noise goes, t0 in the papers: more lets more change.",
             ),
         ]
 

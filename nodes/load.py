@@ -25,10 +25,10 @@ class LoadDemoModel(Node):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestLoadDemoModel",
-            display_name="Load Demo Model",
+            display_name="Load Demo Model (Palimpsest)",
             category=CATEGORY,
             description="Loads the small diffusion model that comes with Palimpsest. It paints the "
-            "pictures of Demo Scene at 128 x 128 in seconds, also without a graphics card.",
+            "pictures of Demo Scene (Palimpsest) at 128 x 128, without a graphics card too.",
             search_aliases=["embedded model", "tiny model", "checkpoint", "demo"],
             inputs=[],
             outputs=MODEL_OUTPUTS,
@@ -115,7 +115,7 @@ class DemoScene(Node):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PalimpsestDemoScene",
-            display_name="Demo Scene",
+            display_name="Demo Scene (Palimpsest)",
             category=CATEGORY,
             description="Draws a picture that the demo model knows, says what it shows, and draws "
             "the same picture with something changed: what a perfect edit would give.",

@@ -87,7 +87,12 @@ class LocalBlendNode(Node):
                 "blend words",
                 "local edit",
                 "automatic mask",
+                "mask from text",
                 "attention mask",
+                "keep background",
+                "background drift",
+                "recolor",
+                "colorize",
                 "prompt to prompt",
             ],
             inputs=[

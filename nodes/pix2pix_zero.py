@@ -60,6 +60,7 @@ class Pix2PixZeroNode(Node):
                 "edit direction",
                 "cross attention guidance",
                 "attention control",
+                "replace object",
                 "real image editing",
                 "zero-shot image-to-image",
             ],

@@ -47,7 +47,7 @@ TRAJECTORY = Trajectory.Input(
     "trajectory",
     optional=True,
     tooltip="Of an earlier Cycle-SDE or DiffEdit: edits the same noise again, "
-    "without running the source. Its own steps, t0, process and seed hold.",
+    "without running the source. Its own steps, strength, process and seed hold.",
 )
 
 
@@ -62,7 +62,16 @@ class CycleSDE(Node):
             category=CATEGORY,
             description="Edits a picture by its prompt along noise that leads back to the picture "
             "itself: what the prompts agree about stays, bit for bit where they are the same.",
-            search_aliases=["cycle sde", "cyclediffusion", "image to image", "ddpm inversion"],
+            search_aliases=[
+                "cycle sde",
+                "cyclediffusion",
+                "image to image",
+                "ddpm inversion",
+                "edit photo",
+                "restyle",
+                "style transfer",
+                "change background",
+            ],
             inputs=[
                 *_prompts(),
                 *Walk.inputs(0.6, 50),
@@ -148,7 +157,15 @@ class DiffEdit(Node):
             category=CATEGORY,
             description="Finds by itself where two prompts disagree about a picture, and edits "
             "only there.",
-            search_aliases=["diffedit", "automatic mask", "mask from prompt", "image edit"],
+            search_aliases=[
+                "diffedit",
+                "automatic mask",
+                "mask from prompt",
+                "mask from text",
+                "image edit",
+                "replace object",
+                "keep background",
+            ],
             inputs=[
                 *_prompts(),
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode."),

@@ -71,6 +71,7 @@ def prompt_inputs() -> list[io.Input]:
 
 ETA = io.Float.Input(
     "eta",
+    display_name="sde / ode (eta)",
     default=1.0,
     min=0.0,
     max=1.0,
@@ -152,7 +153,17 @@ class SDEdit(Node):
             category=CATEGORY,
             description="Turns strokes or a rough paste into a picture: noises the guide and "
             "paints it anew, where a mask allows it.",
-            search_aliases=["sdedit", "img2img", "stroke to image", "harmonize", "compositing"],
+            search_aliases=[
+                "sdedit",
+                "img2img",
+                "stroke to image",
+                "sketch to image",
+                "scribble to image",
+                "paint over",
+                "harmonize",
+                "compositing",
+                "blend pasted object",
+            ],
             inputs=[
                 *prompt_inputs(),
                 *Noising.inputs(),

@@ -27,7 +27,7 @@ def part_of_schedule(model: ModelPatcher, scheduler: str, steps: int, t0: float)
         PalimpsestError: If no step is left, or the schedule has no such levels.
     """
     if not 0 <= t0 <= 1:
-        raise PalimpsestError(f"t0 must be above 0 and at most 1, got {t0}: try 0.6.")
+        raise PalimpsestError(f"The strength must be above 0 and at most 1, got {t0}: try 0.6.")
     if steps < 1:
         raise PalimpsestError(f"Steps must be 1 or more, got {steps}.")
     sampling = model.get_model_object("model_sampling")
@@ -35,8 +35,8 @@ def part_of_schedule(model: ModelPatcher, scheduler: str, steps: int, t0: float)
     walked = round(t0 * (len(whole) - 1))
     if walked < 1:
         raise PalimpsestError(
-            f"t0 {t0:g} of {steps} steps leaves no step to walk, so nothing would change: raise t0 "
-            f"to at least {1 / steps:.2g}."
+            f"Strength {t0:g} of {steps} steps leaves no step to walk, so nothing would change: "
+            f"raise it to at least {1 / steps:.2g}."
         )
     levels = whole[-(walked + 1) :]
     if not bool((levels.diff() < 0).all()):

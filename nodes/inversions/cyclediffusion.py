@@ -13,6 +13,7 @@ NAME = "Invert (CycleDiffusion)"
 
 ETA = io.Float.Input(
     "eta",
+    display_name="sde / ode (eta)",
     default=CYCLE_ETA,
     min=0.01,
     max=1.0,

@@ -111,18 +111,19 @@ class InvertDDIM(Node):
     def define_schema(cls) -> io.Schema:
         return inversion(
             node_id="PalimpsestInvertDDIM",
-            display_name=NAME,
+            display_name="Invert (DDIM, Unsampler)",
             description="Traces a picture back to the noise that the model would paint it from, "
             "and records every stage on the way: the trajectory that Edit works along.",
             search_aliases=[
-                "ddim inversion",
                 "unsampler",
+                "ddim inversion",
                 "unsample",
                 "invert image",
                 "real image editing",
                 "noise from image",
                 "aidi",
                 "renoise",
+                "rf inversion",
             ],
             inputs=[
                 *picture_inputs(model=ANY_MODEL),

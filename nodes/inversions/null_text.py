@@ -38,6 +38,7 @@ VARIANT = io.Combo.Input(
 )
 EARLY_STOP_EPSILON = io.Float.Input(
     "early_stop_epsilon",
+    display_name="stop_below",
     default=1e-5,
     min=0.0,
     max=1.0,

@@ -49,6 +49,7 @@ MAP_WEIGHT = io.Float.Input(
 )
 EARLY_STOP = io.Float.Input(
     "early_stop",
+    display_name="stop_below",
     default=1e-5,
     min=0.0,
     max=1.0,

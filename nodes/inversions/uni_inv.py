@@ -41,7 +41,15 @@ class InvertUniInv(Node):
             description="Traces a picture back to noise with one call of the model a stage, and "
             "remembers where it asked: Edit asks there again, so that the picture stays exact and "
             "costs nothing more.",
-            search_aliases=["uni-inv", "uniedit", "uniedit-flow", "directedit", "invert image"],
+            search_aliases=[
+                "uni-inv",
+                "uniedit",
+                "uniedit-flow",
+                "directedit",
+                "rf inversion",
+                "unsampler",
+                "invert image",
+            ],
             inputs=[
                 *picture_inputs(model=ANY_MODEL, strength=0.6),
                 CFG,

@@ -276,7 +276,7 @@ def _the_guider_with_random_noise(server):
     return guided(noise=lambda graph: graph.add("RandomNoise", noise_seed=1)[0])
 
 
-@case(SAMPLER, "noise mask", "Edit Guider")
+@case(SAMPLER, "noise mask", "Edit Inverted Image")
 def _the_guider_with_a_noise_mask(server):
     wires = lambda graph: {"samples": graph.encoded[0], "mask": graph.scene[1]}
     return guided(latent=lambda graph: graph.add("SetLatentNoiseMask", **wires(graph))[0])

@@ -135,7 +135,7 @@ def test_a_walk_of_no_step_is_refused(refused, node):
     graph = Painting()
     make = graph.drag if node == DRAG else getattr(graph, LATENTS[node])
     steps = WALK["steps"]
-    words = (f"t0 0 of {steps} steps leaves no step", f"raise t0 to at least {1 / steps}")
+    words = (f"Strength 0 of {steps} steps leaves no step", f"raise it to at least {1 / steps}")
     refused((graph, make(t0=0.0)[0]), node, words)
 
 

@@ -47,5 +47,6 @@ def test_every_help_page_tells_of_every_input_and_output(server, known, node):
     page = server.fetch(f"extensions/comfyui-palimpsest/docs/{node}.md").decode()
     about = known[node]
     assert page.startswith(f"# {about['display_name']}\n")
-    names = [*inputs_of(about), *about["output_name"]]
+    shown = [spec[1].get("display_name") or name for name, spec in inputs_of(about).items()]
+    names = [*shown, *about["output_name"]]
     assert [name for name in names if f"**{name}**" not in page] == []

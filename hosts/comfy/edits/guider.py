@@ -38,16 +38,17 @@ class EditGuider(BranchGuider):
             if carried.own_loop:
                 raise PalimpsestError(
                     f"The trajectory is {carried.own_loop} no sampler of core's can walk: use the "
-                    "Edit node."
+                    "Edit Inverted Image."
                 )
         if request.prompts not in (1, len(request.trajectory.origin)):
             raise PalimpsestError(
-                f"The target holds {request.prompts} prompts, Edit Guider takes one: use Edit."
+                f"The target holds {request.prompts} prompts, the guider takes one: use Edit "
+                "Inverted Image."
             )
         if not (request.correction.on_chain or request.correction.scale == 0):
             raise PalimpsestError(
-                "Edit Guider takes the corrections 'direct inversion' (scale 1, every step) and "
-                "'none': use the Edit node for the others."
+                "The guider takes the corrections 'direct inversion' (scale 1, every step) and "
+                "'none': use Edit Inverted Image for the others."
             )
         super().__init__(request.running)
         request.fill(self)
@@ -111,20 +112,20 @@ class EditGuider(BranchGuider):
             is not comfy.k_diffusion.sampling.sample_euler
         ):
             raise PalimpsestError(
-                f"Edit Guider walks with the samplers euler and ddim, the sampler is "
+                f"The guider of an edit walks with the samplers euler and ddim, the sampler is "
                 f"{name.removeprefix('sample_')}: choose euler in KSamplerSelect."
             )
         expected = trajectory.falling_sigmas
         if sigmas.shape != expected.shape or not torch.allclose(sigmas.cpu(), expected):
             raise PalimpsestError(
-                f"Edit Guider needs the trajectory's own sigmas ({len(expected) - 1} steps from "
-                f"{expected[0]:.4g}), got {len(sigmas) - 1} steps from {float(sigmas[0]):.4g}: "
-                "connect the SIGMAS output of Invert."
+                "The guider of an edit needs the trajectory's own sigmas "
+                f"({len(expected) - 1} steps from {expected[0]:.4g}), got {len(sigmas) - 1} steps "
+                f"from {float(sigmas[0]):.4g}: connect the SIGMAS output of Invert."
             )
         if denoise_mask is not None:
             raise PalimpsestError(
                 "The latent carries a noise mask, which would put inverted noise into the kept "
-                "region: give the mask to Edit Guider instead."
+                "region: give the mask to Edit Inverted Image (Guider) instead."
             )
         if latent_image.shape != trajectory.origin.shape:
             raise PalimpsestError(

@@ -105,7 +105,7 @@ def test_other_numbers_of_prompts_and_pictures_are_refused(sd1):
 
 def test_the_guider_takes_one_prompt(sd1):
     made, _ = agree.request(sd1, agree.Setting(latent_for(sd1), control=False))
-    with pytest.raises(PalimpsestError, match="3 prompts, Edit Guider takes one"):
+    with pytest.raises(PalimpsestError, match="3 prompts, the guider takes one"):
         EditGuider(batch_of(sd1, made, TARGETS, control=False))
 
 
