@@ -21,13 +21,15 @@ from .wires import Control
 SOURCE = io.String.Input(
     "source",
     multiline=True,
-    default="a red heart on grass",
+    default="",
+    placeholder="What the picture shows now: a red heart on grass",
     tooltip="What the picture shows now; the same text as for Invert.",
 )
 TARGET = io.String.Input(
     "target",
     multiline=True,
-    default="a blue heart on grass",
+    default="",
+    placeholder="What it shall show: a blue heart on grass",
     tooltip="What it shall show. Change as few words as you can.",
 )
 MODE = io.Combo.Input(
@@ -165,8 +167,8 @@ class PromptToPrompt(Node):
                 Control.Output(display_name="control", tooltip="For Edit's control input."),
                 io.Conditioning.Output(
                     display_name="source",
-                    tooltip="For Edit's source. Invert takes a CLIP Text Encode of the same text: "
-                    "then it need not run again when the target changes.",
+                    tooltip="For Edit's source and for Invert's positive, which is not run again "
+                    "when only the target changes.",
                 ),
                 io.Conditioning.Output(display_name="target", tooltip="For Edit's target."),
             ],

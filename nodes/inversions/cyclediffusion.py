@@ -5,9 +5,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...pipelines.inversion.noise_space import CYCLE_ETA, cycle_diffusion
-from ..border import Node
 from ..inputs import taken
-from .shared import ANY_MODEL, Asked, Drawing, inversion, picture_inputs
+from .shared import ANY_MODEL, Asked, Drawing, InvertNode, inversion, picture_inputs
 
 NAME = "Invert (CycleDiffusion)"
 
@@ -23,7 +22,7 @@ ETA = io.Float.Input(
 )
 
 
-class InvertCycleDiffusion(Node):
+class InvertCycleDiffusion(InvertNode):
     """CycleDiffusion: noise led back to the picture by steps that know it."""
 
     @classmethod
@@ -51,7 +50,7 @@ class InvertCycleDiffusion(Node):
         )
 
     @classmethod
-    def run(cls, eta: float, **wires: Any) -> io.NodeOutput:
+    def invert(cls, eta: float, **wires: Any) -> io.NodeOutput:
         drawing = taken(Drawing, wires)
         return drawing.invert(NAME, Asked(**wires), cycle_diffusion(eta))
 

@@ -18,13 +18,13 @@ from ...pipelines.couplings import Convention
 from ...pipelines.errors import PalimpsestError
 from ...pipelines.inversion.noise_regularisation import NoiseRegularisation, shifts_of
 from ...pipelines.solvers import averaged, fixed_point
-from ..border import Node
 from ..inputs import taken
 from ..wires import Control
 from .shared import (
     ANY_MODEL,
     SIGMAS_IN,
     Asked,
+    InvertNode,
     convention_input,
     inversion,
     negative_input,
@@ -104,7 +104,7 @@ REGULARISATION_SEED = io.Int.Input(
 )
 
 
-class InvertDDIM(Node):
+class InvertDDIM(InvertNode):
     """DDIM inversion, plain or refined."""
 
     @classmethod
@@ -142,7 +142,7 @@ class InvertDDIM(Node):
         )
 
     @classmethod
-    def run(
+    def invert(
         cls,
         cfg: float,
         convention: Convention,

@@ -7,11 +7,11 @@ from comfy_api.latest import io
 
 from ...hosts.comfy.inversions.picture import invert
 from ...pipelines.inversion.edict import couple
-from ..border import Node
 from .shared import (
     ANY_MODEL,
     SIGMAS_IN,
     Asked,
+    InvertNode,
     inversion,
     negative_input,
     picture_inputs,
@@ -41,7 +41,7 @@ MIXING = io.Float.Input(
 )
 
 
-class InvertEDICT(Node):
+class InvertEDICT(InvertNode):
     """Exact inversion under guidance."""
 
     @classmethod
@@ -65,7 +65,7 @@ class InvertEDICT(Node):
         )
 
     @classmethod
-    def run(cls, cfg: float, mixing: float, **wires: Any) -> io.NodeOutput:
+    def invert(cls, cfg: float, mixing: float, **wires: Any) -> io.NodeOutput:
         asked = Asked(**wires)
         picture = asked.picture(NAME, cfg=cfg)
         return asked.inverted(*invert(picture, partial(couple, mixing=mixing)))

@@ -6,9 +6,8 @@ from comfy_api.latest import io
 
 from ...hosts.comfy.inversions.noise_space import below_skip
 from ...pipelines.inversion.noise_space import EDIT_FRIENDLY
-from ..border import Node
 from ..inputs import taken
-from .shared import ANY_MODEL, Asked, Drawing, inversion, picture_inputs
+from .shared import ANY_MODEL, Asked, Drawing, InvertNode, inversion, picture_inputs
 
 NAME = "Invert (Edit Friendly)"
 
@@ -23,7 +22,7 @@ SKIP = io.Int.Input(
 )
 
 
-class InvertEditFriendly(Node):
+class InvertEditFriendly(InvertNode):
     """Edit-Friendly DDPM inversion: noise of its own at every stage."""
 
     @classmethod
@@ -45,7 +44,7 @@ class InvertEditFriendly(Node):
         )
 
     @classmethod
-    def run(cls, skip: int, **wires: Any) -> io.NodeOutput:
+    def invert(cls, skip: int, **wires: Any) -> io.NodeOutput:
         drawing, asked = taken(Drawing, wires), Asked(**wires)
         return drawing.invert(NAME, asked, EDIT_FRIENDLY, below_skip(asked.levels(), skip))
 

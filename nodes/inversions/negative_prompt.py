@@ -7,11 +7,11 @@ from comfy_api.latest import io
 from ...hosts.comfy.inversions.negative_prompt import invert_negative_prompt
 from ...pipelines.couplings import Convention
 from ...pipelines.errors import PalimpsestError
-from ..border import Node
 from .shared import (
     SIGMAS_IN,
     UNET_MODEL,
     Asked,
+    InvertNode,
     convention_input,
     inversion,
     negative_input,
@@ -32,7 +32,7 @@ INTERPOLATION = io.Float.Input(
 )
 
 
-class InvertNegativePrompt(Node):
+class InvertNegativePrompt(InvertNode):
     """DDIM inversion whose edits take the source prompt for their negative one."""
 
     @classmethod
@@ -54,7 +54,7 @@ class InvertNegativePrompt(Node):
         )
 
     @classmethod
-    def run(cls, interpolation: float, convention: Convention, **wires: Any) -> io.NodeOutput:
+    def invert(cls, interpolation: float, convention: Convention, **wires: Any) -> io.NodeOutput:
         asked = Asked(**wires)
         if interpolation and asked.negative is None:
             raise PalimpsestError(

@@ -6,8 +6,7 @@ from comfy_api.latest import io
 
 from ...hosts.comfy.inversions.null_text import invert_null_text
 from ...pipelines.inversion.null_text import NullText
-from ..border import Node
-from .shared import SIGMAS_IN, UNET_MODEL, Asked, inversion, picture_inputs
+from .shared import SIGMAS_IN, UNET_MODEL, Asked, InvertNode, inversion, picture_inputs
 
 NAME = "Invert (Null-text)"
 
@@ -49,7 +48,7 @@ EARLY_STOP_EPSILON = io.Float.Input(
 )
 
 
-class InvertNullText(Node):
+class InvertNullText(InvertNode):
     """Null-text inversion, and its two ablations."""
 
     @classmethod
@@ -80,7 +79,7 @@ class InvertNullText(Node):
         )
 
     @classmethod
-    def run(
+    def invert(
         cls,
         cfg: float,
         inner_steps: int,

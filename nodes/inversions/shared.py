@@ -1,5 +1,6 @@
 """Inputs and outputs that all inversions have in common, so that one can stand for another."""
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ...hosts.comfy.cost import Spent
 from ...hosts.comfy.guidance import Conditioning
+from ...hosts.comfy.inversions.memory import remembered
 from ...hosts.comfy.inversions.noise import noise_of_trajectory
 from ...hosts.comfy.inversions.noise_space import invert_noise
 from ...hosts.comfy.inversions.picture import Picture
@@ -19,10 +21,15 @@ from ...pipelines.errors import PalimpsestError
 from ...pipelines.inversion.noise_space import NoiseSpace
 from ...pipelines.schedule import check_falling
 from ...pipelines.trajectory import Trajectory as Chain
+from ..border import Node
 from ..inputs import cfg_input, levels_at_once_input, scheduler_input, seed_input
 from ..wires import Trajectory, report
 
 CATEGORY = "palimpsest/invert"
+
+#: What a node says of a picture that it has inverted before, and what that cost.
+KNOWN = "kept from the last run: model, picture, prompt and settings are the same"
+NOTHING_SPENT = {"rows": [0], "seconds": [0.0]}
 
 #: Which models a method takes, for the tooltip of the model input.
 ANY_MODEL = "Predicts noise, v or a flow (SD 1.x, SD 2.x, SDXL, SD 3, Flux, ...), LoRA included."
@@ -96,6 +103,25 @@ def convention_input() -> io.Input:
 def negative_input(tooltip: str) -> io.Input:
     """The other end of the guidance, where it is not always needed."""
     return io.Conditioning.Input("negative", optional=True, tooltip=tooltip)
+
+
+class InvertNode(Node):
+    """A node that inverts a picture, unless it did just that before."""
+
+    @classmethod
+    def run(cls, **wires: Any) -> io.NodeOutput:
+        """The outputs of an inversion; what is known of the picture is not computed again."""
+        made, known = remembered(cls.__name__, wires, lambda: cls.invert(**wires))
+        if not known:
+            return made
+        told = {"palimpsest_text": [f"{made.ui['palimpsest_text'][0]}\n{KNOWN}"]}
+        return io.NodeOutput(*made.args, ui=made.ui | NOTHING_SPENT | told)
+
+    @classmethod
+    @abstractmethod
+    def invert(cls, **wires: Any) -> io.NodeOutput:
+        """Invert the picture."""
+        raise NotImplementedError
 
 
 def inversion(*, node_id: str, inputs: list[io.Input], **about: Any) -> io.Schema:

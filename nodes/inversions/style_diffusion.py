@@ -9,9 +9,8 @@ from torch import Tensor
 from ...hosts.comfy.inversions.style_diffusion import encoded_tokens, invert_style_diffusion
 from ...pipelines.errors import PalimpsestError
 from ...pipelines.inversion.style_diffusion import Fitting
-from ..border import Node
 from ..inputs import cfg_input, seed_input, taken
-from .shared import SIGMAS_IN, UNET_MODEL, Asked, inversion, picture_inputs
+from .shared import SIGMAS_IN, UNET_MODEL, Asked, InvertNode, inversion, picture_inputs
 
 FEATURE = "Invert (StyleDiffusion)"
 
@@ -71,7 +70,7 @@ IMAGE = io.Image.Input(
 )
 
 
-class InvertStyleDiffusion(Node):
+class InvertStyleDiffusion(InvertNode):
     """StyleDiffusion: a learned mapping of cross-attention's values."""
 
     @classmethod
@@ -106,7 +105,7 @@ class InvertStyleDiffusion(Node):
         )
 
     @classmethod
-    def run(
+    def invert(
         cls,
         value_window: float,
         clip_vision: ClipVisionModel | None = None,

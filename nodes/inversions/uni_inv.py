@@ -6,11 +6,11 @@ from comfy_api.latest import io
 
 from ...hosts.comfy.inversions.picture import invert
 from ...pipelines.inversion.uni_inv import uni_inv
-from ..border import Node
 from .shared import (
     ANY_MODEL,
     SIGMAS_IN,
     Asked,
+    InvertNode,
     inversion,
     negative_input,
     picture_inputs,
@@ -30,7 +30,7 @@ CFG = io.Float.Input(
 )
 
 
-class InvertUniInv(Node):
+class InvertUniInv(InvertNode):
     """Inversion that asks ahead."""
 
     @classmethod
@@ -59,7 +59,7 @@ class InvertUniInv(Node):
         )
 
     @classmethod
-    def run(cls, cfg: float, **wires: Any) -> io.NodeOutput:
+    def invert(cls, cfg: float, **wires: Any) -> io.NodeOutput:
         asked = Asked(**wires)
         return asked.inverted(*invert(asked.picture(NAME, cfg=cfg), uni_inv))
 

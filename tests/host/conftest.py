@@ -5,6 +5,7 @@ from palimpsest.dev import use_comfy
 use_comfy()
 
 import gc
+import sys
 
 import pytest
 import torch
@@ -15,6 +16,16 @@ def pytest_collection_finish():
     """Core collects all garbage whenever a model was dropped: spare it what the imports made."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered(monkeypatch):
+    """Two inversions that a test compares are two inversions; `test_memory` is about the rest."""
+    inverting = sys.modules.get("palimpsest.nodes.inversions.shared")
+    if inverting is not None:
+        monkeypatch.setattr(
+            inverting, "remembered", lambda method, wires, invert: (invert(), False)
+        )
 
 
 @pytest.fixture

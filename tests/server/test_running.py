@@ -62,3 +62,21 @@ def test_after_a_cancelled_run_the_next_one_is_whole(server):
     graph = Editing(steps=2)
     saved = graph.save(graph.edit()[0], "after")
     assert server.run(graph)["outputs"][saved.id]["latents"]
+
+
+def test_changing_the_target_never_inverts_again(server):
+    """Also where the source's prompt comes to Invert from the node that has the target too."""
+    graph = Editing()
+    graph.inverted.inputs["positive"] = graph.words[1]
+    graph.save(graph.edit()[0], "again")
+    graph.words.inputs["target"] = "a red star on grass"
+    first = server.run(graph)
+    graph.words.inputs["target"] = "a red square on grass"
+    second = server.run(graph)
+    inverted = graph.inverted.id
+    assert first["outputs"][inverted]["rows"] == [4]
+    assert second["outputs"][inverted]["rows"] == [0]
+    assert "kept from the last run" in second["outputs"][inverted]["palimpsest_text"][0]
+    graph.words.inputs["source"] = "a green heart on grass"
+    third = server.run(graph)
+    assert third["outputs"][inverted]["rows"] == [4]

@@ -100,7 +100,8 @@ class Picture:
             recorded.image,
             recorded.carried,
         )
-        return replace(made.to(kept), origin=self.samples.to(kept))
+        # Not the latent's own tensor, whose end ends what is remembered of it (see `memory`).
+        return replace(made.to(kept), origin=self.samples.to(kept).detach())
 
 
 def invert(picture: Picture, method: Inversion) -> tuple[Trajectory, Spent]:
