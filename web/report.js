@@ -1,10 +1,14 @@
 /**
  * What a node tells after a run, as text in the node itself: its report (`palimpsest_text` in its
  * ui output), or the sentence of the pack that ended the run, which stays until the next one.
+ *
+ * A node inside a closed subgraph cannot be seen: its report comes once the subgraph is opened, and
+ * its sentence is shown above the graph meanwhile.
  */
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { outputOf } from "./graph.js";
 
 const NAME = "palimpsest_report";
 const MISTAKE = "palimpsest_mistake";
@@ -18,11 +22,21 @@ app.registerExtension({
   name: "palimpsest.Report",
 
   setup() {
+    let above = null; // the graph, for as long as the run is over
     api.addEventListener("execution_error", ({ detail }) => {
-      const node = detail.exception_type === ERROR && nodeOfRun(detail.node_id);
-      if (node) showText(node, MISTAKE, detail.exception_message.trim());
+      const node = nodeOfMistake(detail);
+      if (!node) return;
+      const text = detail.exception_message.trim();
+      if (showText(node, MISTAKE, text)) return;
+      above = { id: MISTAKE, severity: "error", summary: node.title, detail: text };
+      app.extensionManager.toast.add(above);
     });
-    api.addEventListener("execution_start", forgetMistakes);
+    api.addEventListener("execution_start", () => {
+      forgetMistakes();
+      if (above) app.extensionManager.toast.remove(above);
+      above = null;
+    });
+    app.canvas.canvas.addEventListener("litegraph:set-graph", () => setTimeout(showWhatIsKnown));
   },
 
   nodeCreated(node) {
@@ -42,6 +56,19 @@ app.registerExtension({
     }
   },
 });
+
+/** The texts of the graph that was opened. */
+function showWhatIsKnown() {
+  for (const node of app.canvas.graph?.nodes ?? []) {
+    if (node.comfyClass?.startsWith("Palimpsest")) showReport(node, outputOf(node));
+  }
+  const mistake = app.lastExecutionError;
+  const node = mistake && nodeOfMistake(mistake);
+  if (node) showText(node, MISTAKE, mistake.exception_message.trim());
+}
+
+/** The node in which a sentence of ours ended a run. */
+const nodeOfMistake = (error) => error.exception_type === ERROR && nodeOfRun(error.node_id);
 
 /** @param {string} locator A node's id, or "subgraph:id". */
 function findNode(locator) {
@@ -76,12 +103,15 @@ function showReport(node, output) {
   if (lines?.length) showText(node, NAME, lines.join("\n"));
 }
 
+/** @returns {boolean} Whether the node is seen; a widget of one that is not would lie anywhere. */
 function showText(node, name, text) {
+  if (node.graph !== app.canvas.graph) return false;
   const widget = node.widgets?.find((w) => w.name === name) ?? addText(node, name);
   widget.element.textContent = text;
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
   node.setDirtyCanvas(true, true);
+  return true;
 }
 
 /** A widget that is no part of the saved workflow nor of the prompt. */
