@@ -7,38 +7,26 @@ changed. Every workflow is loaded into the real front end and run as it is shipp
 what came out. Those for photographs need models that are not here: their cards are left alone.
 """
 
-import json
 import runpy
 import sys
-import tempfile
-from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WORKFLOWS = ROOT / "workflows"
-NIGHT, LIGHT, PICTURE, GAP, BELOW = (24, 24, 28), (232, 232, 236), 400, 5, 30
+runpy.run_path(str(ROOT / "dev.py"))["load_package"]()
 
+from palimpsest.tests.cells import (
+    WORKFLOWS,
+    Cell,
+    Look,
+    arrows,
+    drawn,
+    front_end,
+    pictures_of,
+    prompt_of,
+    serving,
+)
 
-@dataclass(frozen=True)
-class Cell:
-    """A picture of a card.
-
-    Attributes:
-        caption: Below it.
-        node: Title of the node that shows it, or else its class; of several the first.
-        output: Which of the node's outputs it is, by name, where the node does not show it.
-        frame: Which picture of a batch.
-        scene: Inputs of Demo Scene that it needs changed.
-        arrow: Whether the arrow of Drag Points is drawn upon it.
-    """
-
-    caption: str
-    node: str
-    output: str = ""
-    frame: int = 0
-    scene: dict = field(default_factory=dict)
-    arrow: bool = False
+CARD = Look(picture=400, gap=5, below=30, font=18)
 
 
 def original(caption):
@@ -191,58 +179,6 @@ CARDS = {
 }
 
 
-def pictures_of(server, prompt, cells) -> list:
-    """Run a workflow once for every scene that its card needs, and fetch the pictures."""
-    found = {}
-    for scene in (dict(pairs) for pairs in {tuple(cell.scene.items()) for cell in cells}):
-        asked = deepcopy(prompt)
-        for node in asked.values():
-            if node["class_type"] == "PalimpsestDemoScene":
-                node["inputs"] |= scene
-        own = {number: cell for number, cell in enumerate(cells) if cell.scene == scene}
-        shown = {number: show(server, asked, cell) for number, cell in own.items()}
-        entry = server.run(asked, timeout=1800)
-        for number, cell in own.items():
-            found[number] = server.images(entry, shown[number])[cell.frame].convert("RGB")
-    return [found[number] for number in range(len(cells))]
-
-
-def show(server, prompt, cell) -> str:
-    """The id of the node that shows a cell; put into the prompt where none does."""
-    known = server.object_info()
-    of_name = [
-        key
-        for key, node in prompt.items()
-        if cell.node in (node.get("_meta", {}).get("title"), node["class_type"])
-    ]
-    if not cell.output:
-        return next(key for key in of_name if known[prompt[key]["class_type"]]["output_node"])
-    for key in of_name:
-        told = known[prompt[key]["class_type"]]
-        if cell.output in told["output_name"]:
-            break
-    slot = told["output_name"].index(cell.output)
-    source = [key, slot]
-    if told["output"][slot] == "MASK":
-        prompt["card mask"] = {"class_type": "MaskToImage", "inputs": {"mask": source}}
-        source = ["card mask", 0]
-    made = f"card {cell.output} {cell.frame}"
-    prompt[made] = {"class_type": "PreviewImage", "inputs": {"images": source}}
-    return made
-
-
-def arrows(prompt) -> list:
-    """The pairs of Drag Points, in pixels of its picture."""
-    texts = [
-        value
-        for node in prompt.values()
-        if node["class_type"] == "PalimpsestDragPoints"
-        for value in node["inputs"].values()
-        if isinstance(value, str) and '"pairs"' in value
-    ]
-    return [pair for text in texts for pair in json.loads(text)["pairs"]]
-
-
 def folded(sheet):
     """A labelled sheet as a card; one that is much too tall goes on beside its first half."""
     from PIL import Image
@@ -259,61 +195,25 @@ def folded(sheet):
     return page
 
 
-def drawn(cells, pictures, pairs):
-    """A card: two rows of two, or one row of any other number; a sheet as it is."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    if not cells[0].caption:
-        return folded(pictures[0])
-    columns = 2 if len(cells) == 4 else len(cells)
-    rows, wide, high = len(cells) // columns, PICTURE + 2 * GAP, PICTURE + BELOW + 2 * GAP
-    page = Image.new("RGB", (columns * wide, rows * high), NIGHT)
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(18)
-    for number, (cell, picture) in enumerate(zip(cells, pictures, strict=True)):
-        x, y = number % columns * wide + GAP, number // columns * high + GAP
-        page.paste(picture.resize((PICTURE, PICTURE), Image.Resampling.BICUBIC), (x, y))
-        if cell.arrow:
-            zoom = PICTURE / picture.width
-            for pair in pairs:
-                ends = [(x + zoom * (u + 0.5), y + zoom * (v + 0.5)) for u, v in pair]
-                pen.line(ends, "white", 4)
-                for end, fill in zip(ends, ((232, 144, 60), (72, 132, 240)), strict=True):
-                    pen.circle(end, 9, fill, "white", 3)
-        middle = (x + PICTURE // 2, y + PICTURE + BELOW // 2 + 2)
-        pen.text(middle, cell.caption, LIGHT, font, anchor="mm")
-    return page
+def card_of(cells, pictures, pairs):
+    """A card: of a sheet that has its own labels the sheet as it is."""
+    return drawn(cells, pictures, pairs, CARD) if cells[0].caption else folded(pictures[0])
 
 
 def main(arguments) -> int:
     """Draw the named cards, or all."""
-    from palimpsest.dev import find_chromium, serve
-    from palimpsest.tests.browser.conftest import FLAGS, enter
-    from palimpsest.tests.browser.front_end import graph_to_prompt, load_workflow
-    from palimpsest.tests.harness import Server
-    from playwright.sync_api import sync_playwright
-
     names = arguments[0].split(",") if arguments else list(CARDS)
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        base = Path(folder)
-        with serve(base, base / "server.log") as (url, _):
-            server = Server(url, base, base / "server.log")
-            browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
-            page = browser.new_page(viewport={"width": 1600, "height": 1000})
-            enter(page, server, "canvas")
-            prompts = {}
-            for name in names:
-                load_workflow(page, WORKFLOWS / f"palimpsest_{name}.json", name)
-                prompts[name] = graph_to_prompt(page)
-            browser.close()
-            for name in names:
-                pictures = pictures_of(server, prompts[name], CARDS[name])
-                card = drawn(CARDS[name], pictures, arrows(prompts[name]))
-                card.save(WORKFLOWS / f"palimpsest_{name}.jpg", quality=90)
-                sys.stdout.write(f"{name}\n")
-                sys.stdout.flush()
+    with serving() as server:
+        with front_end(server) as page:
+            prompts = {name: prompt_of(page, name) for name in names}
+        for name in names:
+            pictures = pictures_of(server, prompts[name], CARDS[name])
+            card = card_of(CARDS[name], pictures, arrows(prompts[name]))
+            card.save(WORKFLOWS / f"palimpsest_{name}.jpg", quality=90)
+            sys.stdout.write(f"{name}\n")
+            sys.stdout.flush()
     return 0
 
 
 if __name__ == "__main__":
-    runpy.run_path(str(ROOT / "dev.py"))["load_package"]()
     raise SystemExit(main(sys.argv[1:]))

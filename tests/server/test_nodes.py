@@ -47,6 +47,20 @@ def test_every_help_page_tells_of_every_input_and_output(server, known, node):
     page = server.fetch(f"extensions/comfyui-palimpsest/docs/{node}.md").decode()
     about = known[node]
     assert page.startswith(f"# {about['display_name']}\n")
-    shown = [spec[1].get("display_name") or name for name, spec in inputs_of(about).items()]
-    names = [*shown, *about["output_name"]]
-    assert [name for name in names if f"**{name}**" not in page] == []
+    told = {title: heads(page, title) for title in ("Inputs", "Outputs")}
+    shown = {spec[1].get("display_name") or n: spec for n, spec in inputs_of(about).items()}
+    names = {"Inputs": shown, "Outputs": about["output_name"]}
+    assert [n for title in told for n in names[title] if head_of(told[title], n) is None] == []
+    marked = {name for name in shown if "advanced" in head_of(told["Inputs"], name)}
+    assert marked == {name for name, spec in shown.items() if spec[1].get("advanced")}
+
+
+def heads(page, title):
+    """What stands before the colons in the list of a section: the names, and what they are."""
+    section = page.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^ *- ([^:]*):", section, re.M)
+
+
+def head_of(found, name):
+    """The first of them that has a name; None if none has."""
+    return next((head for head in found if f"**{name}**" in head), None)

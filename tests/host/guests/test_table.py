@@ -1,5 +1,6 @@
-"""The table in the help page of Edit says what the tests beside this file hold, and no more."""
+"""The lists in the help page of Edit say what the tests beside this file hold, and no more."""
 
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -12,12 +13,13 @@ HEADING = "## Other nodes on the same model"
 
 
 def told():
-    """(node, verdict, what to know) of the rows of the page."""
+    """(node, verdict, what to know) of the lines of the page, which stand below their verdicts."""
     section = PAGE.read_text(encoding="utf-8").split(f"{HEADING}\n")[1].split("\n## ")[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
-    assert rows[0] == ("node", "with a control", "what to know")
-    return rows[2:]
+    return [
+        (node, verdict.lower(), known)
+        for verdict, lines in re.findall(r"^### (.+)\n([^#]*)", section, re.M)
+        for node, known in re.findall(r"^- \*\*(.+?)\*\*:? ?(.*)$", lines, re.M)
+    ]
 
 
 def held():
