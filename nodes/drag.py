@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..hosts.comfy.edits.copy_paste import paste_on_latent
+from ..hosts.comfy.edits.copy_paste import paste_on_latent, radius_in_cells
 from ..hosts.comfy.edits.drag import Drag, DragPath, DragRequest, start_drag
 from ..hosts.comfy.files.pictures import save_picture
 from ..hosts.comfy.graph import show_in_node
@@ -30,11 +30,11 @@ PREVIEW = 512
 
 RADIUS = io.Int.Input(
     "radius",
-    default=5,
-    min=1,
+    default=0,
+    min=0,
     max=128,
-    tooltip="Latent cells around a handle that are copied: a square of twice as many. "
-    "Connect the radius of Drag Points.",
+    tooltip="0: as set on Drag Points, whose editor shows it. Otherwise latent cells to each side "
+    "of a handle that are copied.",
 )
 ALPHA = io.Float.Input(
     "alpha",
@@ -112,6 +112,7 @@ class CopyPaste(Node):
         latent: dict[str, Any],
         points: DragPoints,
         sigmas: Tensor,
+        radius: int,
         seed: int,
         region: Tensor | None = None,
         **brush: Any,
@@ -121,7 +122,7 @@ class CopyPaste(Node):
             points,
             model,
             sigmas,
-            brush=Brush(**brush),
+            brush=Brush(radius_in_cells(radius, points, model, region), **brush),
             seed=seed,
             region=region,
             batch_index=batch_index_of(latent),
@@ -229,6 +230,8 @@ class SDEDrag(Node):
 
     @classmethod
     def run(cls, model: ModelPatcher, source_batch: int, **asked: Any) -> io.NodeOutput:
+        radius, region = asked["radius"], asked.get("region")
+        asked["radius"] = radius_in_cells(radius, asked["points"], model, region)
         brush, levels = taken(Brush, asked), taken(Walk, asked).levels(model)
         request = DragRequest(
             model, **asked, levels=levels, brush=brush, levels_at_once=source_batch

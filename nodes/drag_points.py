@@ -1,10 +1,13 @@
 """The node on which a person sets what shall move where."""
 
+from dataclasses import replace
+
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..hosts.comfy.graph import show_in_node
+from ..pipelines.drag import nearest_cells
 from ..pipelines.errors import PalimpsestError
 from ..pipelines.points import DragPoints, read_points
 from .border import Node
@@ -17,13 +20,27 @@ POINTS = io.String.Input(
     tooltip="Press on what shall move and drag it to where it shall go.",
     extra_dict={"widgetType": "PALIMPSEST_DRAG_EDITOR"},
 )
+
+#: What the radius counts. What was saved before there was a choice counts latent cells.
+PIXELS, CELLS = "pixels", "latent cells"
+#: Pixels of a cell of most models, and cells at most of a radius that goes on as a number.
+USUAL_CELL, MOST_CELLS = 8, 128
+
 RADIUS = io.Int.Input(
     "radius",
-    default=5,
+    default=40,
     min=1,
-    max=128,
-    tooltip="How much moves along with a point, in latent cells: 8 pixels of most models, 16 of "
-    "Flux.2.",
+    max=USUAL_CELL * MOST_CELLS,
+    tooltip="How much moves along with a point: pixels of the picture to each side of it. The "
+    "editor shows the square.",
+)
+UNIT = io.Combo.Input(
+    "unit",
+    options=[PIXELS, CELLS],
+    default=PIXELS,
+    optional=True,
+    tooltip="What the radius counts: pixels of the picture, whatever the model, or latent cells, "
+    "8 pixels of most models and 16 of Flux.2.",
 )
 MASK = io.Mask.Input(
     "mask",
@@ -57,10 +74,17 @@ class SetDragPoints(Node):
                 POINTS,
                 RADIUS,
                 MASK,
+                UNIT,
             ],
             outputs=[
-                Points.Output(display_name="points", tooltip="What moves where."),
-                io.Int.Output(display_name="radius", tooltip="The radius, in latent cells."),
+                Points.Output(
+                    display_name="points", tooltip="What moves where, and how much of it."
+                ),
+                io.Int.Output(
+                    display_name="radius",
+                    tooltip="The radius in latent cells of 8 pixels. The points bring it along: "
+                    "leave the radius of SDE-Drag at 0 instead.",
+                ),
                 io.Mask.Output(
                     display_name="mask", tooltip="The mask; all white where none is connected."
                 ),
@@ -70,7 +94,12 @@ class SetDragPoints(Node):
 
     @classmethod
     def run(
-        cls, image: Tensor, points: str, radius: int, mask: Tensor | None = None
+        cls,
+        image: Tensor,
+        points: str,
+        radius: int,
+        mask: Tensor | None = None,
+        unit: str = CELLS,
     ) -> io.NodeOutput:
         height, width = image.shape[1:3]
         shown = {"palimpsest_picture": ui.PreviewImage(image[:1]).values}
@@ -85,7 +114,21 @@ class SetDragPoints(Node):
             # Without the picture nobody can set the points whose absence is refused.
             show_in_node(shown)
             raise
-        return io.NodeOutput(drags, radius, mask, ui=shown)
+        if unit == PIXELS:
+            drags = replace(drags, radius=radius)
+        return io.NodeOutput(drags, cells_of_radius(radius, unit), mask, ui=shown)
+
+
+def cells_of_radius(radius: int, unit: str) -> int:
+    """The radius as a number of latent cells, where one is of 8 pixels."""
+    if unit == PIXELS:
+        return nearest_cells(radius, USUAL_CELL)
+    if radius > MOST_CELLS:
+        raise PalimpsestError(
+            f"radius is {radius} latent cells, it may be {MOST_CELLS}: lower it, or set unit to "
+            "pixels."
+        )
+    return radius
 
 
 def drags_on_picture(text: str, width: int, height: int) -> DragPoints:

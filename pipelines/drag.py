@@ -63,6 +63,37 @@ def cells_of(points: DragPoints, cell: int, size: Cell | None = None) -> list[tu
     return pairs
 
 
+def nearest_cells(pixels: int, cell: int) -> int:
+    """A length in latent cells: the nearest whole number, halves up, at least 1."""
+    return max(1, (2 * pixels + cell) // (2 * cell))
+
+
+def radius_of(points: DragPoints, cell: int) -> int:
+    """The radius that points carry, in latent cells.
+
+    Args:
+        points: In pixels.
+        cell: Pixels per latent cell.
+
+    Raises:
+        PalimpsestError: If they carry none, or its square does not fit into their picture.
+    """
+    if points.radius is None:
+        raise PalimpsestError(
+            "The radius is 0, which means as set on Drag Points, and there it counts latent cells: "
+            "set unit on Drag Points to pixels, or set the radius here."
+        )
+    radius, most = nearest_cells(points.radius, cell), min(n // cell for n in points.size) // 2
+    if radius > most:
+        cure = f"use at most {most * cell}" if most else "paint what moves as a region instead"
+        raise PalimpsestError(
+            f"The radius on Drag Points is {points.radius} pixels, so that a square of "
+            f"{2 * radius * cell} x {2 * radius * cell} is copied, larger than the picture of "
+            f"{points.size[0]} x {points.size[1]}: {cure}."
+        )
+    return radius
+
+
 def plan(
     pairs: Sequence[tuple[Cell, Cell]],
     stride: int = 2,

@@ -28,13 +28,19 @@ class DragPoints:
     Attributes:
         size: Width and height of the picture in pixels.
         pairs: (handle, target), each inside the picture; may be none yet.
+        radius: Pixels around a point that move with it; None where it is said elsewhere.
     """
 
     size: tuple[int, int]
     pairs: tuple[Pair, ...]
+    radius: int | None = None
 
     def __post_init__(self) -> None:
         width, height = self.size
+        if self.radius is not None and self.radius < 1:
+            raise PalimpsestError(
+                f"The radius of the points must be 1 pixel or more, got {self.radius}: raise it."
+            )
         for number, pair in enumerate(self.pairs, 1):
             for name, (x, y) in zip(("handle", "target"), pair, strict=True):
                 if not (0 <= x < width and 0 <= y < height):

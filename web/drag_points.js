@@ -1,6 +1,6 @@
 /**
- * Drag points as an editor sees them: what is set, what was set before, and where it lies on the
- * screen. Pure functions over plain data that is replaced and never changed: no page, no ComfyUI.
+ * Drag points as an editor sees them: what is set, what was set before, and where its picture is.
+ * Pure functions over plain data that is replaced and never changed: no page, no ComfyUI.
  *
  * @typedef {[number, number]} Point x, y; in whole pixels of the picture where not said otherwise.
  * @typedef {[Point, Point]} Pair A handle, and the target that it is dragged to.
@@ -14,15 +14,9 @@
  * @property {string} complaint One sentence on why it cannot be read, or "".
  *
  * @typedef {{past: Drags[], now: Drags, future: Drags[], tag: string}} History
- *
- * @typedef {object} View Which part of the picture is shown, whatever the size of the box.
- * @property {number} zoom 1 shows the whole picture.
- * @property {Point} center What lies in the middle of the box, in fractions of the picture.
  */
 
 export const VERSION = 1;
-export const CELL = 8; // pixels of the picture to a latent cell
-const MAX_ZOOM = 32;
 const MAX_HISTORY = 200;
 
 // --- what is set
@@ -104,6 +98,15 @@ export function moveEnd(now, grip, to) {
   );
 }
 
+/** Move both ends of a pair that goes nowhere yet. */
+export function movePair(now, index, to) {
+  const point = pixel(to, now.size);
+  return drags(
+    now.size,
+    now.pairs.map((pair, i) => (i === index ? [point, point] : pair)),
+  );
+}
+
 export const removePair = (now, index) =>
   drags(
     now.size,
@@ -112,6 +115,18 @@ export const removePair = (now, index) =>
 
 /** The last pair that goes nowhere yet, or -1: the next press says where it goes. */
 export const openPair = ({ pairs }) => pairs.findLastIndex((pair) => same(...pair));
+
+/**
+ * The end after another one, or before it: from handle to target, and on to the next pair.
+ *
+ * @param {Grip | null} grip Null for the first end, or the last one.
+ * @returns {Grip | null} Null where there is none any more.
+ */
+export function nextEnd({ pairs }, grip, isBack) {
+  const last = 2 * pairs.length - 1;
+  const at = grip ? 2 * grip.pair + grip.end + (isBack ? -1 : 1) : isBack ? last : 0;
+  return at < 0 || at > last ? null : { pair: Math.floor(at / 2), end: at % 2 };
+}
 
 /** Move the points along with a picture that was scaled to another size. */
 export function rescale(now, size) {
@@ -129,14 +144,18 @@ export function mismatch(now, size) {
   const [was, is] = [now.size, size].map(([width, height]) => `${width} x ${height}`);
   return (
     `The points were set on a picture of ${was} pixels, this one is ${is}: ` +
-    "Rescale moves them along, Clear lets you set them anew."
+    "Rescale moves them along, Clear drops them."
   );
 }
 
 /** What to tell the person: where things are, or what to do next. */
 export function told(now, chosen, isDragging) {
   if (!now.pairs.length) return "Press on what shall move, and drag it to where it shall go.";
-  if (!isDragging && openPair(now) >= 0) return "Now press where it shall go.";
+  const isOpen = !isDragging && openPair(now) >= 0;
+  if (isOpen && chosen?.end === 0 && chosen.pair === openPair(now)) {
+    return `Handle ${chosen.pair + 1}: the arrow keys move it, Enter goes on to where it shall go.`;
+  }
+  if (isOpen) return "Now press where it shall go, or take the arrow keys.";
   if (!chosen) return count(now.pairs);
   const [x, y] = now.pairs[chosen.pair][chosen.end];
   return `${chosen.end ? "Target" : "Handle"} ${chosen.pair + 1} is at ${x}, ${y}`;
@@ -221,64 +240,27 @@ export function redo({ past, now, future }) {
   return { past: [...past, now], now: future[0], future: future.slice(1), tag: "" };
 }
 
-// --- where it lies on the screen
-
-/** @type {View} */
-export const WHOLE = Object.freeze({ zoom: 1, center: [0.5, 0.5] });
-
-/**
- * How a picture lies in a box: a place p of the picture is at `left + scale * p` in the box.
- *
- * @param {View} view @param {Size} size @param {Size} box
- */
-export function frame(view, size, box) {
-  const scale = Math.min(box[0] / size[0], box[1] / size[1]) * view.zoom;
-  const [left, top] = [0, 1].map((i) => box[i] / 2 - view.center[i] * size[i] * scale);
-  return { scale, left, top };
-}
-
-export const toPicture = ({ scale, left, top }, [x, y]) => [(x - left) / scale, (y - top) / scale];
-export const toBox = ({ scale, left, top }, [x, y]) => [left + x * scale, top + y * scale];
-
-/** Zoom by a factor; what lies under `at` (in the box) stays there. @returns {View} */
-export function zoomAt(view, size, box, factor, at) {
-  const zoom = Math.min(MAX_ZOOM, Math.max(1, view.zoom * factor));
-  const held = toPicture(frame(view, size, box), at);
-  const { scale } = frame({ ...view, zoom }, size, box);
-  const center = [0, 1].map((i) => (held[i] - (at[i] - box[i] / 2) / scale) / size[i]);
-  return keepInside({ zoom, center }, size, box);
-}
-
-/** Move the picture by a distance in the box. @returns {View} */
-export function panBy(view, size, box, [dx, dy]) {
-  const { scale } = frame(view, size, box);
-  const center = [view.center[0] - dx / scale / size[0], view.center[1] - dy / scale / size[1]];
-  return keepInside({ ...view, center }, size, box);
-}
-
-/** The picture covers the box, or lies in its middle where it is smaller. */
-function keepInside({ zoom, center }, size, box) {
-  const { scale } = frame({ zoom, center }, size, box);
-  const kept = center.map((c, i) => {
-    const half = box[i] / 2 / (scale * size[i]);
-    return half >= 0.5 ? 0.5 : Math.min(1 - half, Math.max(half, c));
-  });
-  return { zoom, center: kept };
-}
-
 // --- where the picture is
 
-/** Where ComfyUI serves a file that a loader's widget names: "folder/name.png [input]". */
-export function viewOfFile(value) {
+/**
+ * Where ComfyUI serves a file that a loader's widget names: "folder/name.png [input]".
+ *
+ * @param {"rgb" | "a"} channel The colours alone, as IMAGE has them: transparent parts are shown as
+ *     what lies below; or the transparency alone.
+ */
+export function viewOfFile(value, channel = "rgb") {
   const [, path, type] = /^(.*?)(?: \[(input|output|temp)\])?$/s.exec(value);
   const cut = path.lastIndexOf("/");
-  return view(path.slice(cut + 1), path.slice(0, Math.max(0, cut)), type ?? "input");
+  return view(path.slice(cut + 1), path.slice(0, Math.max(0, cut)), type ?? "input", channel);
 }
 
 /** Where ComfyUI serves a file that a node's output names. */
-export const viewOfOutput = ({ filename, subfolder, type }) => view(filename, subfolder, type);
+export const viewOfOutput = ({ filename, subfolder, type }) =>
+  view(filename, subfolder, type, "rgb");
 
-/** The colours alone, as IMAGE has them: transparent parts are shown as what lies below. */
-function view(filename, subfolder, type) {
-  return `/view?${new URLSearchParams({ filename, subfolder, type, channel: "rgb" })}`;
+function view(filename, subfolder, type, channel) {
+  const query = new URLSearchParams({ filename, subfolder, type });
+  // A photo that lies on its side says so in its file, of which colours alone keep nothing.
+  if (channel !== "rgb" || !/\.jpe?g$/i.test(filename)) query.set("channel", channel);
+  return `/view?${query}`;
 }

@@ -1,6 +1,6 @@
 /** How drag points look: a picture, what may not change of it, and arrows. */
 
-import { toBox } from "./drag_points.js";
+import { toBox } from "./drag_points_frame.js";
 
 const HANDLE = "#ff8b3d";
 const TARGET = "#3db4ff";
@@ -24,7 +24,8 @@ const SHARP_FROM = 3; // from this scale on, single pixels of the picture are se
  * @param {HTMLCanvasElement | null} scene.shade A veil over what may not change.
  * @param {import("./drag_points.js").Pair[]} scene.pairs
  * @param {import("./drag_points.js").Grip | null} scene.chosen
- * @param {number} scene.radius In pixels of the picture.
+ * @param {import("./drag_points_cells.js").Box[][]} scene.squares What every pair copies, in pixels
+ *     of the picture: at its handle, at its target; none where it copies nothing.
  * @param {number} scene.mark How large arrows are drawn; 1 is as designed.
  * @param {boolean} scene.faded Whether the points do not belong to this picture.
  */
@@ -41,23 +42,23 @@ export function paint(pen, scene) {
   pen.globalAlpha = 1;
 }
 
-function arrows(pen, { frame, pairs, chosen, radius, mark }) {
+function arrows(pen, { frame, pairs, squares, chosen, mark }) {
   const place = ([x, y]) => toBox(frame, [x + 0.5, y + 0.5]).map((at) => at / mark);
   const placed = pairs.map((pair) => pair.map(place));
+  const corner = (at) => toBox(frame, at).map((length) => length / mark);
+  const square = ([left, top, ...end]) => [...corner([left, top]), ...corner(end)];
   pen.scale(mark, mark);
-  for (const pair of placed) circles(pen, pair, (radius * frame.scale) / mark);
+  for (const boxes of squares) outline(pen, boxes.map(square));
   for (const pair of placed) arrow(pen, pair);
   placed.forEach((pair, i) => discs(pen, pair, i, chosen));
   pen.scale(1 / mark, 1 / mark);
 }
 
-function circles(pen, pair, radius) {
-  pair.forEach(([x, y], end) => {
-    const circle = () => pen.arc(x, y, radius, 0, 2 * Math.PI);
-    stroke(pen, 3, FAINT, circle);
-    pen.setLineDash([5, 4]);
-    stroke(pen, 1.5, ENDS[end].color, circle);
-    pen.setLineDash([]);
+function outline(pen, boxes) {
+  boxes.forEach(([left, top, right, bottom], end) => {
+    const square = () => pen.rect(left, top, right - left, bottom - top);
+    stroke(pen, 3.5, FAINT, square);
+    stroke(pen, 1.5, ENDS[end].color, square);
   });
 }
 

@@ -1,21 +1,23 @@
 /** What mouse, pen and fingers do on the stage: presses, drags, pans and zooms. */
 
-const CLICK = 3; // a pointer that moved less has not moved
-const WHEEL_STEP = 0.0015; // of zoom, to a pixel of scrolling
-const LINE = 16; // pixels of scrolling, to a line
+import { zoomOfWheel } from "./drag_points_frame.js";
+
+const CLICK = { mouse: 3, pen: 5, touch: 8 }; // a pointer that moved less has not moved
+const LONG = 550; // milliseconds; a finger that stays that long means more than a tap
+const TOUCHES = ["touchstart", "touchmove", "touchend", "touchcancel"];
 
 /**
  * @typedef {[number, number]} Point In units of the stage.
  *
  * @typedef {object} Hands What is to be done; `kind` is "mouse", "pen" or "touch".
- * @property {(at: Point, kind: string) => boolean} press Whether a drag begins with it.
+ * @property {(at: Point, kind: string) => "end" | "new" | null} press What was taken, if anything.
  * @property {(at: Point) => void} drag
  * @property {() => void} callOff The drag shall not have been.
  * @property {() => void} release Any gesture is over.
  * @property {(by: Point) => void} pan
  * @property {(factor: number, at: Point) => void} zoom
  * @property {(at: Point | null) => void} hover
- * @property {(at: Point, kind: string) => void} menu
+ * @property {(at: Point, kind: string) => void} menu A right click, or a long press on an end.
  * @property {() => boolean} ownsWheel
  * @property {(event: WheelEvent) => void} passWheel
  * @property {() => void} focus
@@ -28,10 +30,16 @@ export class Pointers {
   #gesture = null;
   /** @type {Map<number, Point>} */
   #down = new Map();
+  #long = 0; // the timer of a press that may become a long one
 
-  /** @param {Hands} hands */
-  constructor(stage, hands) {
+  /**
+   * @param {HTMLElement} stage
+   * @param {HTMLElement} area All of the editor, the stage in it.
+   * @param {Hands} hands
+   */
+  constructor(stage, area, hands) {
     this.stage = stage;
+    this.area = area;
     this.hands = hands;
   }
 
@@ -39,31 +47,39 @@ export class Pointers {
     return this.#gesture?.kind === "drag";
   }
 
+  /**
+   * The graph takes the wheel, pinches and the middle button on their way down to what lies on it,
+   * and the page zooms by what is left: so we listen before all of them.
+   */
   listen(signal) {
-    const on = (type, handler, options) =>
-      this.stage.addEventListener(type, (event) => handler(event, this.#at(event)), {
-        signal,
-        ...options,
-      });
-    on("pointerdown", (event, at) => this.#press(event, at));
-    on("pointermove", (event, at) => this.#move(event, at));
-    on("pointerup", (event) => this.#release(event));
-    on("pointercancel", (event) => this.#release(event, true));
+    this.#down.clear();
+    const first = (type, handler) =>
+      document.body.addEventListener(type, handler, { signal, capture: true, passive: false });
+    const onStage = (type, handler) =>
+      first(type, (event) => event.target === this.stage && handler(event, this.#at(event)));
+    const on = (type, handler) => this.stage.addEventListener(type, handler, { signal });
+    onStage("pointerdown", (event, at) => this.#press(event, at));
+    onStage("pointermove", (event, at) => this.#move(event, at));
+    onStage("pointerup", (event) => this.#release(event));
+    onStage("pointercancel", (event) => this.#release(event, true));
     on("pointerleave", () => this.hands.hover(null));
-    on("contextmenu", (event, at) => this.#menu(event, at));
-    on("wheel", (event, at) => this.#wheel(event, at), { passive: false });
+    on("contextmenu", (event) => this.#menu(event, this.#at(event)));
     on("mousedown", (event) => event.preventDefault()); // or the focus goes to what lies below
+    const isOurs = (event) => this.area.contains(event.target);
+    first("wheel", (event) => isOurs(event) && this.#wheel(event, this.#at(event)));
+    for (const type of TOUCHES) first(type, (event) => isOurs(event) && event.stopPropagation());
   }
 
   /** Forget what is going on; the hands are not asked. */
   drop() {
+    clearTimeout(this.#long);
     this.#gesture = null;
   }
 
   /** End a drag as if it had not been. */
   callOff() {
     if (!this.dragging) return;
-    this.#gesture = null;
+    this.drop();
     this.hands.callOff();
   }
 
@@ -84,9 +100,24 @@ export class Pointers {
     if (this.#down.size === 2) this.#pinch();
     else if (event.button === 1 || event.altKey || this.panning) {
       this.#gesture = { kind: "pan", last: at };
-    } else if (event.button === 0 && this.hands.press(at, event.pointerType)) {
-      this.#gesture = { kind: "drag", last: at, moved: false };
+    } else if (event.button === 0) this.#take(event.pointerType, at);
+  }
+
+  #take(kind, at) {
+    const taken = this.hands.press(at, kind);
+    if (!taken) return;
+    this.#gesture = { kind: "drag", last: at, still: CLICK[kind] ?? CLICK.mouse, moved: false };
+    if (taken === "end" && kind !== "mouse") {
+      this.#long = setTimeout(() => this.#pressLong(kind, at), LONG);
     }
+  }
+
+  /** A finger has no right button: it stays where it is instead. */
+  #pressLong(kind, at) {
+    if (!this.dragging || this.#gesture.moved) return;
+    this.callOff();
+    this.#gesture = { kind: "long", last: at };
+    this.hands.menu(at, kind);
   }
 
   #pinch() {
@@ -106,7 +137,7 @@ export class Pointers {
   }
 
   #drag(gesture, at) {
-    gesture.moved ||= distance(at, gesture.last) >= CLICK;
+    gesture.moved ||= distance(at, gesture.last) >= gesture.still;
     if (gesture.moved) this.hands.drag(at);
   }
 
@@ -127,27 +158,29 @@ export class Pointers {
     this.#down.delete(event.pointerId);
     if (cancelled) this.callOff();
     if (this.#down.size) return; // the other finger is still there
-    this.#gesture = null;
+    this.drop();
     this.hands.release();
   }
 
   #menu(event, at) {
     event.preventDefault();
     event.stopPropagation();
+    // Some browsers also tell of a long press by themselves, which has been seen to.
+    if (event.pointerType === "touch" || this.#gesture?.kind === "long") return;
     if (this.#gesture?.moved) return;
-    this.callOff(); // a finger that pressed long has begun a drag
+    this.callOff(); // a pen that pressed long has begun a drag
     this.hands.menu(at, event.pointerType);
   }
 
   #wheel(event, at) {
+    if (event.ctrlKey) event.preventDefault(); // or the page is zoomed
     if (!this.hands.ownsWheel()) {
       this.hands.passWheel(event);
       return;
     }
     event.preventDefault();
     event.stopPropagation();
-    const scrolled = event.deltaY * (event.deltaMode === WheelEvent.DOM_DELTA_LINE ? LINE : 1);
-    this.hands.zoom(Math.exp(-scrolled * WHEEL_STEP), at);
+    this.hands.zoom(zoomOfWheel(event), at);
     this.hands.hover(at);
   }
 }

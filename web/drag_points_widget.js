@@ -3,11 +3,13 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { viewOfFile, viewOfOutput } from "./drag_points.js";
+import { CELLS } from "./drag_points_cells.js";
 import { PointsEditor } from "./drag_points_view.js";
-import { chain, outputOf, sourceOf } from "./graph.js";
+import { chain, isWired, outputOf, sourceOf, widgetOf } from "./graph.js";
 
 const MIN_HEIGHT = 300;
 const LOADERS = ["LoadImage", "LoadImageOutput"];
+const MASK_LOADER = "LoadImageMask";
 
 // Nothing tells in both renderers that a widget further up has changed, by hand or by a script,
 // or that a link to it was laid through a subgraph: so we look.
@@ -18,9 +20,13 @@ app.registerExtension({
 
   getCustomWidgets: () => ({
     PALIMPSEST_DRAG_EDITOR(node, name) {
-      return { widget: addEditor(node, name), minWidth: 380, minHeight: 520 };
+      return { widget: addEditor(node, name), minWidth: 380, minHeight: 540 };
     },
   }),
+
+  nodeCreated(node) {
+    if (node.comfyClass === "PalimpsestDragPoints") keepOldUnit(node);
+  },
 });
 
 function addEditor(node, name) {
@@ -71,20 +77,55 @@ function watcher(node, editor) {
     if (before !== undefined && key !== before) stale = output;
     const fresh = output === stale ? undefined : output;
     const pictures = file ? viewOfFile(file) : address(fresh?.palimpsest_picture);
-    const masks = sourceOf(node, "mask") && address(fresh?.palimpsest_mask);
+    const mask = sourceOf(node, "mask");
+    const masks = mask && (maskFileOf(mask) ?? address(fresh?.palimpsest_mask, "#red"));
     editor.show({
       picture: pictures ? api.apiURL(pictures) : null,
       why: source ? "Run the graph once: it brings the picture." : "Connect a picture to image.",
       mask: masks ? api.apiURL(masks) : null,
-      radius: node.widgets?.find((w) => w.name === "radius")?.value ?? 0,
+      radius: isWired(node, "radius") ? 0 : (widgetOf(node, "radius")?.value ?? 0),
+      unit: widgetOf(node, "unit")?.value ?? CELLS,
     });
   };
 }
 
-const address = (files) => (files?.length ? viewOfOutput(files[0]) : null);
+const address = (files, ending = "") => (files?.length ? viewOfOutput(files[0]) + ending : null);
 
-/** The file that a loader has chosen, or undefined for any other node. */
+/** The file that a loader has chosen for its picture, or undefined for any other node. */
 function fileOf(source) {
   if (!LOADERS.includes(source?.node.type) || source.slot !== 0) return undefined;
-  return source.node.widgets?.find((w) => w.name === "image")?.value || undefined;
+  return widgetOf(source.node, "image")?.value || undefined;
+}
+
+/** Where a loader's mask is, and its channel; undefined for any other node. */
+function maskFileOf({ node, slot }) {
+  const file = widgetOf(node, "image")?.value;
+  const channel = maskChannelOf(node, slot);
+  if (!file || !channel) return undefined;
+  return `${viewOfFile(file, channel === "alpha" ? "a" : "rgb")}#${channel}`;
+}
+
+function maskChannelOf(node, slot) {
+  if (LOADERS.includes(node.type)) return slot === 1 ? "alpha" : undefined;
+  return node.type === MASK_LOADER ? widgetOf(node, "channel")?.value : undefined;
+}
+
+/**
+ * What was saved or asked for before there was a unit counts latent cells: a workflow's node lacks
+ * the value, and a prompt that is loaded as a graph sets the radius, but no unit.
+ */
+function keepOldUnit(node) {
+  const unit = widgetOf(node, "unit");
+  const radius = widgetOf(node, "radius");
+  if (!unit || !radius) return;
+  let isOpen = true; // as long as the page is still making the node, and no unit was set
+  queueMicrotask(() => (isOpen = false));
+  chain(unit, "callback", () => (isOpen = false));
+  chain(radius, "callback", () => {
+    if (isOpen) unit.value = CELLS;
+  });
+  chain(node, "onConfigure", ({ widgets_values: values }) => {
+    const place = node.widgets.filter((widget) => widget.serialize !== false).indexOf(unit);
+    if (Array.isArray(values) && values.length <= place) unit.value = CELLS;
+  });
 }

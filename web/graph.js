@@ -25,28 +25,45 @@ function follow(graph, id) {
   return node && { node, slot: link.origin_slot };
 }
 
+/** The nodes of the workflow, those in subgraphs too. */
+export const allNodes = () =>
+  [app.rootGraph, ...app.rootGraph.subgraphs.values()].flatMap((graph) => graph.nodes);
+
 /** The node that holds a subgraph; the first one where there are several. */
-function hostOf(subgraph) {
-  for (const graph of [app.rootGraph, ...app.rootGraph.subgraphs.values()]) {
-    const host = graph.nodes.find((node) => node.subgraph === subgraph);
-    if (host) return host;
+const hostOf = (subgraph) => allNodes().find((node) => node.subgraph === subgraph);
+
+/** @param {string} path A node's id in a run: those of the subgraphs that hold it come first. */
+export function nodeOfRun(path) {
+  let graph = app.rootGraph;
+  let node;
+  for (const id of String(path).split(":")) {
+    node = graph?.getNodeById(id);
+    graph = node?.subgraph;
   }
-  return undefined;
+  return node;
+}
+
+/** What ComfyUI calls a node where it keeps what nodes showed. */
+export function locatorOf(node) {
+  const inside = node.graph && node.graph !== app.rootGraph;
+  return inside ? `${node.graph.id}:${node.id}` : String(node.id);
 }
 
 /** What a node showed after its last run. */
-export function outputOf(node) {
-  const inside = node.graph && node.graph !== app.rootGraph;
-  return app.nodeOutputs[inside ? `${node.graph.id}:${node.id}` : String(node.id)];
-}
+export const outputOf = (node) => app.nodeOutputs[locatorOf(node)];
 
 /** Call something also where the page calls a node's own function. */
 export function chain(node, event, also) {
   const before = node[event];
   node[event] = function (...given) {
-    before?.apply(this, given);
-    also();
+    const answer = before?.apply(this, given);
+    also(...given);
+    return answer;
   };
 }
+
+/** Whether a widget's value comes by a wire. */
+export const isWired = (node, name) =>
+  node.inputs?.some((input) => input.name === name && input.link != null) ?? false;
 
 export const widgetOf = (node, name) => node.widgets?.find((w) => w.name === name);

@@ -8,7 +8,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { outputOf } from "./graph.js";
+import { allNodes, nodeOfRun, outputOf, widgetOf } from "./graph.js";
 
 const NAME = "palimpsest_report";
 const MISTAKE = "palimpsest_mistake";
@@ -77,23 +77,10 @@ function findNode(locator) {
   return graph?.getNodeById(id);
 }
 
-/** @param {string} path A node's id in a run: those of the subgraphs that hold it come first. */
-function nodeOfRun(path) {
-  let graph = app.rootGraph;
-  let node;
-  for (const id of String(path).split(":")) {
-    node = graph?.getNodeById(id);
-    graph = node?.subgraph;
-  }
-  return node;
-}
-
 function forgetMistakes() {
-  for (const graph of [app.rootGraph, ...app.rootGraph.subgraphs.values()]) {
-    for (const node of graph.nodes) {
-      const widget = node.widgets?.find((w) => w.name === MISTAKE);
-      if (widget) node.removeWidget(widget);
-    }
+  for (const node of allNodes()) {
+    const widget = widgetOf(node, MISTAKE);
+    if (widget) node.removeWidget(widget);
   }
 }
 
@@ -106,7 +93,7 @@ function showReport(node, output) {
 /** @returns {boolean} Whether the node is seen; a widget of one that is not would lie anywhere. */
 function showText(node, name, text) {
   if (node.graph !== app.canvas.graph) return false;
-  const widget = node.widgets?.find((w) => w.name === name) ?? addText(node, name);
+  const widget = widgetOf(node, name) ?? addText(node, name);
   widget.element.textContent = text;
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
@@ -122,6 +109,7 @@ function addText(node, name) {
     font: `12px/${LINE_HEIGHT}px ui-monospace, monospace`,
     padding: "3px 8px",
     whiteSpace: "pre-wrap",
+    overflowWrap: "anywhere",
     overflow: "auto",
     userSelect: "text",
     color: name === MISTAKE ? "var(--error-text, #ff4444)" : "var(--descrip-text, #999)",
@@ -143,6 +131,19 @@ function addText(node, name) {
 /** How many lines a text takes in a node of some width. */
 function linesOf(text, width) {
   const letters = Math.max(1, Math.floor((width - MARGIN) / LETTER));
-  const lines = text.split("\n").map((line) => Math.max(1, Math.ceil(line.length / letters)));
-  return lines.reduce((sum, count) => sum + count, 0);
+  return text.split("\n").reduce((sum, line) => sum + wrapped(line, letters), 0);
+}
+
+/** How many a line becomes that is broken between words, and within those that are longer. */
+function wrapped(line, letters) {
+  let lines = 1;
+  let used = 0; // letters of the last one
+  for (const { length } of line.split(" ")) {
+    const isNew = used > 0 && used + 1 + length > letters;
+    if (isNew) lines++;
+    used = used && !isNew ? used + 1 + length : length;
+    lines += Math.max(0, Math.ceil(used / letters) - 1);
+    used = used && ((used - 1) % letters) + 1;
+  }
+  return lines;
 }

@@ -100,6 +100,31 @@ def our_errors(message):
     return [told] if ours and not translation else []
 
 
+MODULES = ["drag_points.js", "drag_points_cells.js", "drag_points_frame.js"]
+
+
+@pytest.fixture(scope="module")
+def rules(browser, server):
+    """The pure functions of the drag-point editor, in the Chromium that will run them.
+
+    rules("expression with the names of the modules", given) -> its value.
+    """
+    page = browser.new_page()
+    page.goto(f"{server.url}/extensions/{PACK}/{MODULES[0]}")
+    page.evaluate(
+        """async names => { window.d = Object.assign({},
+            ...await Promise.all(names.map(name => import('./' + name)))) }""",
+        MODULES,
+    )
+
+    def evaluate(expression, given=None):
+        names = "{" + ",".join(page.evaluate("Object.keys(d)")) + "}"
+        return page.evaluate(f"given => {{ const {names} = d; return {expression} }}", given)
+
+    yield evaluate
+    page.close()
+
+
 @pytest.fixture
 def screenshot(page, request):
     """Keep a picture of the page: screenshot("name") -> its path under .dev/screenshots."""

@@ -1,207 +1,46 @@
-"""The drag-point editor under a person's hands, in both renderers.
+"""The drag-point editor under a person's hands, in both renderers."""
 
-The picture says by its colour which pixel one looks at: red is x, green is y. So a screenshot tells
-what was pressed, whatever the editor and the graph do with it.
-"""
-
-import io
 import json
 
 import numpy as np
 import pytest
-from palimpsest.pipelines.points import read_points
 from palimpsest.tests.browser.front_end import load_workflow, run, widget_values
-from PIL import Image
-
-WIDTH, HEIGHT = 250, 200
-PAIRS = [[[60, 60], [110, 60]], [[60, 120], [110, 160]], [[180, 60], [180, 120]]]
-EDITOR, WANTS_POINTS = "2", "3"
+from palimpsest.tests.browser.points_editor import (
+    PAIRS,
+    arrived,
+    assert_near,
+    color_at,
+    drag,
+    draw_arrow,
+    from_demo_scene,
+    graph_place,
+    graph_steps,
+    opened,
+    pairs,
+    picture_is_there,
+    press_on_the_empty_graph,
+    press_tool,
+    put_pictures,
+    says,
+    seen_at,
+    spot,
+    spot_of,
+    text,
+    text_of,
+    workflow,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def pictures(server):
-    for name, width, height in (("where.png", WIDTH, HEIGHT), ("smaller.png", 125, 100)):
-        y, x = np.mgrid[:height, :width]
-        colors = np.stack([x, y, 0 * x], -1).astype(np.uint8)
-        Image.fromarray(colors).save(server.base / "input" / name)
-
-
-def text_of(pairs, size=(WIDTH, HEIGHT)):
-    return json.dumps({"version": 1, "size": size, "pairs": pairs})
-
-
-def workflow(points="", scale=1.0, size=(560, 620)):
-    """Load Image, Drag Points, and a node that wants the points."""
-    load = {
-        "id": 1,
-        "type": "LoadImage",
-        "pos": [-350, 40],
-        "size": [300, 360],
-        "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [1]}],
-        "widgets_values": ["where.png", "image"],
-    }
-    return {
-        "nodes": [load, *editor_nodes(points, size)],
-        "links": [[1, 1, 0, 2, 0, "IMAGE"], [2, 2, 0, 3, 0, "*"]],
-        "extra": {"ds": {"scale": scale, "offset": [400 / scale, 60 / scale]}},
-        "version": 0.4,
-    }
-
-
-def editor_nodes(points="", size=(560, 620)):
-    return [
-        {
-            "id": 2,
-            "type": "PalimpsestDragPoints",
-            "pos": [0, 40],
-            "size": list(size),
-            "inputs": [
-                {"name": "image", "type": "IMAGE", "link": 1},
-                {"name": "mask", "type": "MASK", "link": None},
-            ],
-            "outputs": [{"name": "points", "type": "PALIMPSEST_POINTS", "links": [2]}],
-            "widgets_values": [points, 2],
-        },
-        {
-            "id": 3,
-            "type": "PreviewAny",
-            "pos": [size[0] + 60, 60],
-            "inputs": [{"name": "source", "type": "*", "link": 2}],
-        },
-    ]
-
-
-def from_demo_scene():
-    """The same with a picture, and a mask, that are there after a run only."""
-    scene = {
-        "id": 1,
-        "type": "PalimpsestDemoScene",
-        "pos": [-350, 40],
-        "outputs": [
-            {"name": "image", "type": "IMAGE", "links": [1]},
-            {"name": "mask", "type": "MASK", "links": [3]},
-        ],
-    }
-    editor, wants = editor_nodes()
-    editor["inputs"][1]["link"] = 3
-    return {
-        **workflow(),
-        "nodes": [scene, editor, wants],
-        "links": [*workflow()["links"], [3, 1, 1, 2, 1, "MASK"]],
-    }
-
-
-def opened(page, graph):
-    """Load a graph and wait until the editor shows its picture."""
-    load_workflow(page, graph)
-    picture_is_there(page)
-
-
-def picture_is_there(page):
-    page.locator(".palimpsest-points .empty:empty").wait_for(state="attached", timeout=10_000)
-    page.wait_for_timeout(300)  # it is painted
-
-
-def says(page, words):
-    """Wait until the editor says something."""
-    page.locator(".palimpsest-points").get_by_text(words).wait_for(timeout=10_000)
-
-
-def press_tool(page, name):
-    page.locator(f".palimpsest-points .tools input[value='{name}']").click()
-
-
-def spot(page, fx, fy):
-    """The middle of a pixel of the screen, by fractions of the editor's stage."""
-    box = page.locator(".palimpsest-points canvas").bounding_box()
-    return int(box["x"] + box["width"] * fx) + 0.5, int(box["y"] + box["height"] * fy) + 0.5
-
-
-def spot_of(page, point):
-    """Where a pixel of the picture is on the screen while the whole picture is shown."""
-    box = page.locator(".palimpsest-points canvas").bounding_box()
-    scale = min(box["width"] / WIDTH, box["height"] / HEIGHT)
-    return tuple(
-        box[start] + box[length] / 2 + (at + 0.5 - whole / 2) * scale
-        for start, length, at, whole in [
-            ("x", "width", point[0], WIDTH),
-            ("y", "height", point[1], HEIGHT),
-        ]
-    )
-
-
-def color_at(page, x, y):
-    clip = {"x": int(x), "y": int(y), "width": 1, "height": 1}
-    return Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB").getpixel((0, 0))
-
-
-def seen_at(page, x, y):
-    """The pixel of the picture that a screenshot shows there."""
-    red, green, blue = color_at(page, x, y)
-    assert blue < 4, "this is no part of the picture"
-    return [red, green]
-
-
-def drag(page, start, end, button="left"):
-    page.mouse.move(*start)
-    page.mouse.down(button=button)
-    page.mouse.move(*((a + b) / 2 for a, b in zip(start, end, strict=True)))
-    page.mouse.move(*end)
-    page.mouse.up(button=button)
-
-
-def draw_arrow(page, start, end):
-    """Draw an arrow between two spots; the pair that it should be."""
-    start, end = spot(page, *start), spot(page, *end)
-    pair = [seen_at(page, *start), seen_at(page, *end)]
-    drag(page, start, end)
-    return pair
-
-
-def text(page, node=EDITOR):
-    """What a saved workflow keeps of the points."""
-    return widget_values(page)[node][0]
-
-
-def pairs(page):
-    return json.loads(text(page))["pairs"] if text(page) else []
-
-
-def assert_near(found, expected):
-    assert np.shape(found) == np.shape(expected)
-    assert np.abs(np.subtract(found, expected)).max() <= 1
-
-
-def arrived(server, ended):
-    """The pairs that the server was sent, and that the node behind Drag Points got."""
-    assert ended["kind"] == "execution_success", ended
-    entry = server.wait(ended["prompt_id"])
-    sent = read_points(entry["prompt"][2][EDITOR]["inputs"]["points"])
-    assert entry["outputs"][WANTS_POINTS]["text"] == [str(sent)]
-    assert sent.size == (WIDTH, HEIGHT)
-    return sent.pairs
-
-
-def graph_scale(page):
-    return page.evaluate("app.canvas.ds.scale")
-
-
-def graph_steps(page):
-    """How far ComfyUI's own undo and redo could go."""
-    return page.evaluate(
-        """() => { const t = app.extensionManager.workflow.activeWorkflow.changeTracker
-            return [t.undoQueue.length, t.redoQueue.length] }"""
-    )
-
-
-def press_on_the_empty_graph(page):
-    page.mouse.click(1200, 800)
+    put_pictures(server)
 
 
 @pytest.mark.parametrize(("scale", "size"), [(0.5, (1100, 1100)), (1, (560, 620)), (2, (440, 460))])
 def test_what_was_pressed_is_what_arrives(page, server, screenshot, scale, size):
     opened(page, workflow(scale=scale, size=size))
     expected = [draw_arrow(page, (0.2, 0.2), (0.3, 0.35))]
+    place = graph_place(page)
     page.mouse.move(*spot(page, 0.5, 0.5))
     page.mouse.wheel(0, -500)
     page.wait_for_timeout(300)  # it is painted
@@ -214,16 +53,9 @@ def test_what_was_pressed_is_what_arrives(page, server, screenshot, scale, size)
     page.wait_for_timeout(300)
     expected.append(draw_arrow(page, (0.4, 0.85), (0.7, 0.9)))
     screenshot("drawn")
-    assert graph_scale(page) == scale
+    assert graph_place(page) == place
     assert_near(pairs(page), expected)
     assert_near(arrived(server, run(page)), expected)
-
-
-def test_the_wheel_is_the_graphs_until_the_editor_is_clicked(page):
-    opened(page, workflow())
-    page.mouse.move(*spot(page, 0.5, 0.5))
-    page.mouse.wheel(0, 100)
-    page.wait_for_function("app.canvas.ds.scale < 1")
 
 
 def test_an_arrow_is_moved_undone_and_redone(page, screenshot):
@@ -270,7 +102,7 @@ def test_keys_move_and_delete_what_was_touched(page, screenshot):
     assert page.evaluate("app.graph.nodes.length") == 3
 
 
-def test_a_reroute_lets_the_picture_through_and_circles_follow_the_radius(page):
+def test_a_reroute_lets_the_picture_through_and_squares_follow_the_radius(page):
     graph = workflow(text_of(PAIRS))
     reroute = {
         "id": 4,
@@ -283,12 +115,12 @@ def test_a_reroute_lets_the_picture_through_and_circles_follow_the_radius(page):
     graph["nodes"][1]["inputs"][0]["link"] = 3
     graph["links"] = [[1, 1, 0, 4, 0, "*"], [2, 2, 0, 3, 0, "*"], [3, 4, 0, 2, 0, "IMAGE"]]
     opened(page, graph)
-    on_the_circle = spot_of(page, [180, 120 + 4 * 8])
-    before = seen_at(page, *on_the_circle)
+    on_the_square = spot_of(page, [180, 120 + 4 * 8])
+    before = seen_at(page, *on_the_square)
     assert_near([before], [[180, 152]])
     page.evaluate("app.graph.getNodeById(2).widgets[1].value = 4")
     page.wait_for_timeout(500)
-    assert np.abs(np.subtract(color_at(page, *on_the_circle)[:2], before)).max() > 20
+    assert np.abs(np.subtract(color_at(page, *on_the_square)[:2], before)).max() > 20
 
 
 def test_two_clicks_make_an_arrow_and_escape_calls_one_off(page, server):
@@ -456,31 +288,6 @@ def test_a_sample_of_dragbench_is_imported(page, tmp_path, screenshot):
     assert pairs(page) == [[[10, 20], [30, 20]], [[60, 80], [60, 100]]]
     page.keyboard.press("Control+z")
     assert pairs(page) == PAIRS
-
-
-def test_fingers_draw_zoom_and_pan(page, screenshot):
-    opened(page, workflow())
-    hand = page.context.new_cdp_session(page)
-
-    def touch(kind, *points):
-        fingers = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
-        hand.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
-
-    start, end = spot(page, 0.3, 0.3), spot(page, 0.45, 0.4)
-    expected = [[seen_at(page, *start), seen_at(page, *end)]]
-    touch("touchStart", start)
-    touch("touchMove", end)
-    touch("touchEnd")
-    assert_near(pairs(page), expected)
-    touch("touchStart", spot(page, 0.5, 0.5))
-    touch("touchStart", spot(page, 0.5, 0.5), spot(page, 0.6, 0.6))
-    touch("touchMove", spot(page, 0.4, 0.4), spot(page, 0.7, 0.7))
-    touch("touchEnd")
-    page.wait_for_timeout(300)
-    assert_near(pairs(page), expected)
-    expected.append(draw_arrow(page, (0.7, 0.5), (0.8, 0.7)))
-    assert_near(pairs(page), expected)
-    screenshot("pinched")
 
 
 def test_app_mode_has_the_editor_too(page, screenshot):

@@ -1,38 +1,14 @@
-"""The rules of the drag-point editor (web/drag_points.js), in the Chromium that will run them."""
+"""The rules of the drag-point editor (web/drag_points*.js), in the Chromium that will run them."""
 
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from palimpsest.dev import PACK
 from palimpsest.pipelines.points import DragPoints, read_points, write_points
+from palimpsest.tests.browser.points_editor import steadily
 
 SIZE = [250, 200]
-
-steadily = settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-
-
-@pytest.fixture(scope="module")
-def rules(browser, server):
-    """rules("expression with the names of the module", given) -> its value."""
-    page = browser.new_page()
-    page.goto(f"{server.url}/extensions/{PACK}/drag_points.js")
-    page.evaluate("async () => { window.d = await import(location.href) }")
-
-    def evaluate(expression, given=None):
-        names = "{" + ",".join(page.evaluate("Object.keys(d)")) + "}"
-        return page.evaluate(f"given => {{ const {names} = d; return {expression} }}", given)
-
-    yield evaluate
-    page.close()
-
 
 # --- what is set
 
@@ -138,6 +114,35 @@ def test_the_nearest_end_is_taken_and_targets_before_handles(rules, at, grip):
 def test_an_arrow_without_a_way_to_go_is_finished_by_the_next_press(rules):
     assert rules(f"openPair({TWO})") == -1
     assert rules("openPair(addPair(given, given.size, [5, 5]))", rules(TWO)) == 2
+
+
+def test_an_arrow_without_a_way_to_go_is_moved_as_a_whole(rules):
+    moved = rules("movePair(addPair(given, given.size, [5, 5]), 2, [7.5, 300])", rules(TWO))
+    assert moved["pairs"] == [*rules(f"{TWO}.pairs"), [[7, 199], [7, 199]]]
+
+
+def test_tab_goes_from_end_to_end_and_out_of_them(rules):
+    ends = [{"pair": pair, "end": end} for pair in (0, 1) for end in (0, 1)]
+    walk = f"""(back => {{ const seen = []
+        for (let at = nextEnd({TWO}, null, back); at; at = nextEnd({TWO}, at, back)) seen.push(at)
+        return seen }})(given)"""
+    assert rules(walk, False) == ends
+    assert rules(walk, True) == ends[::-1]
+    assert rules("nextEnd(NOTHING, null, false)") is None
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        (None, "Now press where it shall go"),
+        ({"pair": 2, "end": 1}, "Now press where it shall go"),
+        ({"pair": 2, "end": 0}, "Handle 3: the arrow keys move it, Enter goes on"),
+        ({"pair": 0, "end": 0}, "Now press where it shall go"),
+    ],
+)
+def test_what_comes_next_is_told(rules, chosen, words):
+    told = "told(addPair(given.two, given.two.size, [5, 5]), given.chosen, false)"
+    assert words in rules(told, {"two": rules(TWO), "chosen": chosen})
 
 
 def test_points_of_another_picture_are_told_and_moved_along(rules):
@@ -282,6 +287,30 @@ def test_box_and_picture_are_each_others_way_back(rules):
     assert rules(back, SIZE) == pytest.approx([12, 34])
 
 
+def test_what_is_revealed_is_seen(rules):
+    view = "zoomAt(WHOLE, given, [500, 400], 4, [0, 0])"
+    revealed = f"reveal({view}, given, [500, 400], [200, 150])"
+    seen = f"toBox(frame({revealed}, given, [500, 400]), [200, 150])"
+    x, y = rules(seen, SIZE)
+    assert 0 < x < 500 and 0 < y < 400
+    there = f"(view => reveal(view, given, [500, 400], [30, 30]) === view)({view})"
+    assert rules(there, SIZE)  # what is seen already is left where it is
+
+
+@pytest.mark.parametrize(
+    ("wheel", "factor"),
+    [
+        ({"deltaY": -100, "deltaMode": 0}, 1.16),
+        ({"deltaY": 100, "deltaMode": 0}, 1 / 1.16),
+        ({"deltaY": -3, "deltaMode": 1}, 1.07),
+        ({"deltaY": -4, "deltaMode": 0, "ctrlKey": True}, 1.04),  # a pinch, in small steps
+        ({"deltaY": -120, "deltaMode": 0, "ctrlKey": True}, 1.28),  # a real wheel with Ctrl
+    ],
+)
+def test_a_turn_of_the_wheel_zooms_and_a_pinch_does_so_in_its_smaller_steps(rules, wheel, factor):
+    assert rules("zoomOfWheel(given)", wheel) == pytest.approx(factor, abs=0.01)
+
+
 # --- where pictures are
 
 
@@ -295,3 +324,11 @@ def test_box_and_picture_are_each_others_way_back(rules):
 )
 def test_a_loaders_choice_is_found(rules, value, query):
     assert rules("viewOfFile(given)", value) == f"/view?{query}&channel=rgb"
+    assert rules("viewOfFile(given, 'a')", value) == f"/view?{query}&channel=a"
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "photo.JPEG"])
+def test_a_photo_is_taken_whole_with_what_it_says_of_its_sides(rules, name):
+    query = f"filename={name}&subfolder=&type=input"
+    assert rules("viewOfFile(given)", name) == f"/view?{query}"
+    assert rules("viewOfFile(given, 'a')", name) == f"/view?{query}&channel=a"

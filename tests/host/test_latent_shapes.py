@@ -1,5 +1,6 @@
 """Every shape of latent that core's samplers take: other cells, a frame more, or many frames."""
 
+from dataclasses import replace
 from functools import cache, partial
 
 import comfy.latent_formats
@@ -316,6 +317,39 @@ def test_what_is_pasted_moves_in_every_frame_alike(own, shaped):
     # in the scale of the model's VAE and back in float32, of numbers up to 4
     torch.testing.assert_close(x[..., :2, 3 : 3 + wide], x0[..., :2, :wide], rtol=1e-5, atol=1e-5)
     assert torch.equal(made[..., 2:, :], shaped.samples[..., 2:, :])
+
+
+def test_a_radius_in_pixels_is_one_of_the_models_own_cells(shaped):
+    """Twice the cell is two of them, with 8 pixels as with 16."""
+    sigmas, set_there = schedule(shaped.model, "simple", 2, 0.5), points(shaped)
+    by_points = replace(set_there, radius=2 * shaped.cell)
+    in_cells, in_pixels = (
+        CopyPaste.execute(shaped.model, shaped.latent, sigmas, at, radius, 1.0, 1.0, 1)
+        for at, radius in ((set_there, 2), (by_points, 0))
+    )
+    made = in_pixels.args[0]["samples"]
+    assert torch.equal(made, in_cells.args[0]["samples"])
+    assert changed(made, shaped.samples).sum() > 4  # more than a radius of one cell
+
+
+def test_a_radius_in_cells_on_the_node_goes_before_that_of_the_points(shaped):
+    sigmas, set_there = schedule(shaped.model, "simple", 2, 0.5), points(shaped)
+    alone, beside = (
+        CopyPaste.execute(shaped.model, shaped.latent, sigmas, at, 1, 1.0, 1.0, 1).args[0]
+        for at in (set_there, replace(set_there, radius=2 * shaped.cell))
+    )
+    assert torch.equal(alone["samples"], beside["samples"])
+
+
+def test_a_region_needs_no_radius(shaped):
+    sigmas, region = schedule(shaped.model, "simple", 2, 0.5), shaped.mask()[0]
+    none, some = (
+        CopyPaste.execute(
+            shaped.model, shaped.latent, sigmas, points(shaped), radius, 1.0, 1.0, 1, region
+        ).args[0]["samples"]
+        for radius in (0, 1)
+    )
+    assert torch.equal(none, some)
 
 
 def test_a_drag_moves_every_frame(shaped, output_folder, monkeypatch):

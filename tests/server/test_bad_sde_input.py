@@ -319,6 +319,29 @@ def _a_radius_larger_than_the_latent(server):
     return graph, graph.copy_paste(graph.noised(), radius=20)[0]
 
 
+@case(DRAG, "radius is 0", "as set on Drag Points", "set unit on Drag Points to pixels")
+def _no_radius_anywhere(server):
+    return dragged(radius=0)
+
+
+@case(PASTE, "radius is 0", "as set on Drag Points", "set unit on Drag Points to pixels")
+def _no_radius_anywhere_for_copy_paste(server):
+    graph = Painting()
+    return graph, graph.copy_paste(graph.noised(), radius=0)[0]
+
+
+@case(DRAG, "radius on Drag Points is 100 pixels", "picture of 128 x 128", "at most 64")
+def _a_radius_in_pixels_that_is_larger_than_the_picture(server):
+    graph = Painting()
+    return graph, graph.drag(graph.points(radius=100, unit="pixels"), radius=0)[0]
+
+
+@case(POINTS, "radius is 500 latent cells", "may be 128", "set unit to pixels")
+def _a_radius_of_too_many_cells(server):
+    graph = Painting()
+    return graph, graph.drag(graph.points(radius=500, unit="latent cells"))[0]
+
+
 @case(PASTE, "sigmas", "empty")
 def _no_sigmas(server):
     graph = Painting()
@@ -376,7 +399,7 @@ def _a_region_of_copy_paste_that_excludes_the_handle(server):
         ("sdedit", {"eta": 1.5}),
         ("drag", {"stride": 0}),
         ("drag", {"beta": 2.0}),
-        ("drag", {"radius": 0}),
+        ("drag", {"radius": -1}),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )

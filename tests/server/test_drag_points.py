@@ -21,7 +21,7 @@ def text_of(pairs=PAIRS, size=(128, 128), **changes):
 class Setting(Graph):
     """Demo Scene (128 x 128), Drag Points, and nodes that show what comes out of it."""
 
-    def __init__(self, points=None, radius=5, masked=False):
+    def __init__(self, points=None, radius=5, masked=False, **more):
         super().__init__()
         self.scene = self.add("PalimpsestDemoScene", **SCENE)
         wires = {"mask": self.scene[1]} if masked else {}
@@ -31,6 +31,7 @@ class Setting(Graph):
             points=text_of() if points is None else points,
             radius=radius,
             **wires,
+            **more,
         )
         self.told = [self.add("PreviewAny", source=self.node[i]) for i in (0, 1)]
         picture = self.add("MaskToImage", mask=self.node[2])
@@ -46,11 +47,22 @@ def shown(server, outputs):
     }
 
 
-def test_points_and_radius_go_on(server):
-    graph = Setting(radius=7)
+def gone_on(server, **wishes):
+    """Points and radius as the next nodes get them, in words."""
+    graph = Setting(**wishes)
     entry = server.run(graph)
-    told = [entry["outputs"][node.id]["text"][0] for node in graph.told]
-    assert told == [str(DragPoints((128, 128), PAIRS)), "7"]
+    return [entry["outputs"][node.id]["text"][0] for node in graph.told]
+
+
+@pytest.mark.parametrize("unit", [{}, {"unit": "latent cells"}], ids=["none", "cells"])
+def test_cells_go_on_by_the_radius_alone_as_before_there_was_a_unit(server, unit):
+    assert gone_on(server, radius=7, **unit) == [str(DragPoints((128, 128), PAIRS)), "7"]
+
+
+@pytest.mark.parametrize(("pixels", "cells"), [(40, 5), (1, 1), (43, 5), (44, 6), (1024, 128)])
+def test_pixels_go_on_with_the_points_and_as_cells_of_8_pixels(server, pixels, cells):
+    carried = str(DragPoints((128, 128), PAIRS, pixels))
+    assert gone_on(server, radius=pixels, unit="pixels") == [carried, str(cells)]
 
 
 def test_without_a_mask_all_may_change(server):
@@ -128,9 +140,9 @@ def test_a_mask_of_another_size_is_refused(server):
     assert_refused(server, graph, ["mask is 64 x 64", "128 x 128", "or none"])
 
 
-@pytest.mark.parametrize("radius", [0, 129])
-def test_a_radius_out_of_range_is_not_queued(server, radius):
-    graph = Setting(radius=radius)
+@pytest.mark.parametrize("wishes", [{"radius": 0}, {"radius": 1025}, {"unit": "metres"}])
+def test_what_is_out_of_range_is_not_queued(server, wishes):
+    graph = Setting(**wishes)
     with pytest.raises(Refused) as caught:
         server.queue(graph)
     assert list(caught.value.node_errors) == [graph.node.id]

@@ -186,6 +186,19 @@ def test_copied_and_pasted_noise_is_finished_by_cores_sampler(server):
     assert bool(torch.isfinite(picture).all())
 
 
+def test_a_radius_in_pixels_drags_as_its_cells_do(server):
+    graph = Painting()
+    cells, pixels = graph.points(), graph.points(radius=16, unit="pixels")
+    wired = graph.drag(cells, radius=cells[1], stride=3)
+    carried = graph.drag(pixels, radius=0, stride=3)
+    both = graph.drag(pixels, radius=pixels[1], stride=3)
+    noised = graph.noised()
+    pasted = graph.copy_paste(noised, cells), graph.copy_paste(noised, pixels, radius=0)
+    _, *dragged, first, second = latents(server, graph, wired, carried, both, *pasted)
+    assert all(torch.equal(latent, dragged[0]) for latent in dragged)
+    assert torch.equal(first, second)
+
+
 def test_a_drag_shows_every_step_while_it_runs(server):
     graph = Painting()
     drag = graph.drag(mask=graph.scene[1])

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from palimpsest.pipelines.copy_paste import Brush, Move, Regions, copy_paste
 from palimpsest.pipelines.cycle_sde import SourceChain
-from palimpsest.pipelines.drag import DragStep, cells_of, check_mask, drag, plan
+from palimpsest.pipelines.drag import (
+    DragStep,
+    cells_of,
+    check_mask,
+    drag,
+    nearest_cells,
+    plan,
+    radius_of,
+)
 from palimpsest.pipelines.editing import Branches
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.noise import seeded
@@ -171,7 +179,7 @@ def test_a_stride_below_one_cell_is_refused(stride):
     assert str(error.value) == f"The stride must be 1 latent cell or more, got {stride}: raise it."
 
 
-# --- points and masks
+# --- points
 
 
 def test_a_point_is_in_the_cell_that_it_falls_into():
@@ -206,6 +214,54 @@ def test_a_drag_within_one_cell_is_refused_by_its_pixels():
 
 
 PAIRS = [((2, 3), (6, 3)), ((7, 1), (7, 5))]
+
+
+# --- the radius that points carry
+
+
+def carrying(radius, size=(512, 400)):
+    return DragPoints(size, (((1, 1), (9, 7)),), radius)
+
+
+@given(st.integers(1, 2000), st.sampled_from([1, 8, 16, 32]))
+def test_a_length_in_cells_is_the_nearest_whole_number_and_one_at_least(pixels, cell):
+    nearest = math.floor(Fraction(pixels, cell) + Fraction(1, 2))
+    assert nearest_cells(pixels, cell) == max(1, nearest)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "cell", "cells"),
+    [(40, 8, 5), (40, 16, 3), (1, 8, 1), (11, 8, 1), (12, 8, 2), (20, 8, 3), (40, 1, 40)],
+)
+def test_a_radius_in_pixels_is_one_in_the_models_cells(pixels, cell, cells):
+    assert radius_of(carrying(pixels), cell) == cells
+
+
+def test_points_without_a_radius_say_where_to_set_one():
+    with pytest.raises(PalimpsestError) as error:
+        radius_of(carrying(None), 8)
+    assert str(error.value) == (
+        "The radius is 0, which means as set on Drag Points, and there it counts latent cells: set "
+        "unit on Drag Points to pixels, or set the radius here."
+    )
+
+
+def test_a_radius_larger_than_the_picture_is_refused_in_its_pixels():
+    assert radius_of(carrying(200), 8) == 25
+    with pytest.raises(PalimpsestError) as error:
+        radius_of(carrying(204), 8)
+    assert str(error.value) == (
+        "The radius on Drag Points is 204 pixels, so that a square of 416 x 416 is copied, larger "
+        "than the picture of 512 x 400: use at most 200."
+    )
+
+
+def test_where_no_square_fits_into_the_picture_a_region_is_the_way_out():
+    with pytest.raises(PalimpsestError, match="picture of 90 x 8: paint what moves as a region"):
+        radius_of(carrying(1, (90, 8)), 8)
+
+
+# --- masks
 
 
 def test_a_mask_that_is_open_at_every_end_is_taken():

@@ -85,6 +85,18 @@ def test_a_point_outside_is_named(pair, told):
         DragPoints((9, 5), (pair,))
 
 
+@pytest.mark.parametrize("radius", [0, -3])
+def test_a_radius_of_no_size_is_refused(radius):
+    told = f"The radius of the points must be 1 pixel or more, got {radius}: raise it."
+    with pytest.raises(PalimpsestError, match=f"^{re.escape(told)}$"):
+        DragPoints((512, 512), PAIRS, radius)
+
+
+def test_points_carry_a_radius_only_where_one_is_said():
+    assert DragPoints((512, 512), PAIRS).radius is None
+    assert DragPoints((512, 512), PAIRS, 1).on_picture(512, 512).radius == 1
+
+
 def test_the_edges_of_the_picture_are_inside():
     DragPoints((9, 5), (((0, 0), (8, 4)),))
 

@@ -7,7 +7,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....pipelines.copy_paste import Brush, Cell, Move, Regions, connected, copy_paste
-from ....pipelines.drag import cells_of
+from ....pipelines.drag import cells_of, radius_of
 from ....pipelines.errors import PalimpsestError
 from ....pipelines.noise import seeded
 from ....pipelines.points import DragPoints
@@ -34,6 +34,27 @@ def latent_cells(
 ) -> list[tuple[Cell, Cell]]:
     """Pairs in the cells of a latent [B, C, ..., h, w] that was encoded from their picture."""
     return cells_of(points, cell_size(model), (samples.shape[-1], samples.shape[-2]))
+
+
+def radius_in_cells(
+    radius: int, points: DragPoints, model: ModelPatcher, region: Tensor | None
+) -> int:
+    """The radius of a brush, in cells of a model's latent.
+
+    Args:
+        radius: As asked for; 0 for the one that the points carry.
+        points: What moves where.
+        model: Whose latent it is.
+        region: What moves instead of a square, which then needs no radius.
+
+    Raises:
+        PalimpsestError: If there is no radius, or its square does not fit into the picture.
+    """
+    if radius:
+        return radius
+    if region is not None:
+        return 1
+    return radius_of(points, cell_size(model))
 
 
 def regions_of(
