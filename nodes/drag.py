@@ -230,6 +230,8 @@ class SDEDrag(Node):
 
     @classmethod
     def run(cls, model: ModelPatcher, source_batch: int, **asked: Any) -> io.NodeOutput:
+        height, width = asked["image"].shape[1:3]
+        asked["points"] = asked["points"].scaled_to(width, height)
         radius, region = asked["radius"], asked.get("region")
         asked["radius"] = radius_in_cells(radius, asked["points"], model, region)
         brush, levels = taken(Brush, asked), taken(Walk, asked).levels(model)

@@ -12,6 +12,9 @@ VERSION = 1
 #: Pixels at most of a side of a picture, and of a point's distance from its corner.
 LONGEST_SIDE = 10**6
 
+#: Pixels at most by which a side is off where a picture was scaled to whole cells.
+ROUNDED = 8.0
+
 #: (x, y) in pixels, from the upper left corner.
 Point = tuple[float, float]
 
@@ -62,6 +65,30 @@ class DragPoints:
                 "belong to."
             )
         return self
+
+    def scaled_to(self, width: int, height: int) -> "DragPoints":
+        """These points on a picture that was scaled: of the same shape, of another size.
+
+        A picture is scaled to whole cells of a latent, so that a side may be off by some pixels.
+
+        Raises:
+            PalimpsestError: If the picture is of another shape.
+        """
+        if self.size == (width, height):
+            return self
+        zoom = (width * height / (self.size[0] * self.size[1])) ** 0.5
+        sides = zip(self.size, (width, height), strict=True)
+        if any(abs(side * zoom - wanted) > ROUNDED for side, wanted in sides):
+            return self.on_picture(width, height)
+        u, v = width / self.size[0], height / self.size[1]
+
+        def moved(point: Point) -> Point:
+            x, y = (point[0] + 0.5) * u - 0.5, (point[1] + 0.5) * v - 0.5
+            return min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
+
+        pairs = tuple((moved(handle), moved(target)) for handle, target in self.pairs)
+        radius = None if self.radius is None else max(1, round(self.radius * zoom))
+        return DragPoints((width, height), pairs, radius)
 
 
 def read_points(text: str) -> DragPoints:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WORKFLOWS = ROOT / "workflows"
 NIGHT, LIGHT = (24, 24, 28), (232, 232, 236)
 
 #: The node of core that makes a picture of an output of ours, and its input.
@@ -88,8 +87,9 @@ def front_end(server, **options) -> Iterator:
 def prompt_of(page, name, awake="") -> dict:
     """What Run would send of a shipped workflow; `awake` is a node that it ships switched off."""
     from palimpsest.tests.browser.front_end import graph_to_prompt, load_workflow
+    from palimpsest.tests.templates import file_of
 
-    load_workflow(page, WORKFLOWS / f"palimpsest_{name}.json", name)
+    load_workflow(page, file_of(name), name)
     page.evaluate(
         "kind => app.graph.nodes.forEach(n => { n.mode = n.type === kind ? 0 : n.mode })", awake
     )

@@ -10,11 +10,15 @@ one. ComfyUI offers every file of `subgraphs/` by its name.
 import json
 import runpy
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+runpy.run_path(str(ROOT / "dev.py"))["load_package"]()
+
+from palimpsest.tests.browser.conftest import enter
+from palimpsest.tests.cells import front_end, serving
+
 FOLDER = ROOT / "subgraphs"
 
 
@@ -300,28 +304,16 @@ def built(page, name: str, blueprint: Blueprint) -> dict:
 
 def main(arguments) -> int:
     """Make the named blueprints, or all."""
-    from palimpsest.dev import find_chromium, serve
-    from palimpsest.tests.browser.conftest import FLAGS, enter
-    from palimpsest.tests.harness import Server
-    from playwright.sync_api import sync_playwright
-
     names = arguments[0].split(",") if arguments else list(BLUEPRINTS)
     FOLDER.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        base = Path(folder)
-        with serve(base, base / "server.log") as (url, _):
-            server = Server(url, base, base / "server.log")
-            browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
-            page = browser.new_page(viewport={"width": 1600, "height": 1000})
-            for name in names:
-                enter(page, server, "canvas")  # anew: a page remembers the values of old widgets
-                text = json.dumps(built(page, name, BLUEPRINTS[name]), indent=1)
-                (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-                sys.stdout.write(f"{name}\n")
-            browser.close()
+    with serving() as server, front_end(server) as page:
+        for name in names:
+            enter(page, server, "canvas")  # anew: a page remembers the values of old widgets
+            text = json.dumps(built(page, name, BLUEPRINTS[name]), indent=1)
+            (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+            sys.stdout.write(f"{name}\n")
     return 0
 
 
 if __name__ == "__main__":
-    runpy.run_path(str(ROOT / "dev.py"))["load_package"]()
     raise SystemExit(main(sys.argv[1:]))

@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parents[1]
 runpy.run_path(str(ROOT / "dev.py"))["load_package"]()
 
 from palimpsest.tests.cells import (
-    WORKFLOWS,
     Cell,
     Look,
     arrows,
@@ -25,6 +24,7 @@ from palimpsest.tests.cells import (
     prompt_of,
     serving,
 )
+from palimpsest.tests.templates import card
 
 CARD = Look(picture=400, gap=5, below=30, font=18)
 
@@ -208,8 +208,8 @@ def main(arguments) -> int:
             prompts = {name: prompt_of(page, name) for name in names}
         for name in names:
             pictures = pictures_of(server, prompts[name], CARDS[name])
-            card = card_of(CARDS[name], pictures, arrows(prompts[name]))
-            card.save(WORKFLOWS / f"palimpsest_{name}.jpg", quality=90)
+            made = card_of(CARDS[name], pictures, arrows(prompts[name]))
+            made.save(card(name), quality=90)
             sys.stdout.write(f"{name}\n")
             sys.stdout.flush()
     return 0

@@ -19,7 +19,6 @@ runpy.run_path(str(ROOT / "dev.py"))["load_package"]()
 
 from palimpsest.tests.cells import (
     NIGHT,
-    WORKFLOWS,
     Cell,
     Look,
     arrows,
@@ -30,6 +29,7 @@ from palimpsest.tests.cells import (
     serving,
 )
 from palimpsest.tests.make_cards import CARDS, MAPS, original, perfect
+from palimpsest.tests.templates import file_of
 
 PICTURES = ROOT / "web" / "docs" / "pictures"
 HELP = Look(picture=128, gap=4, below=30, font=11)
@@ -242,7 +242,7 @@ def editor(server, prompts):
     from palimpsest.tests.browser.front_end import load_workflow, run_unseen
 
     with front_end(server) as page:
-        load_workflow(page, WORKFLOWS / "palimpsest_sde_drag.json", "sde_drag")
+        load_workflow(page, file_of("sde_drag"), "sde_drag")
         run_unseen(page, server)
         clip = page.evaluate(EDITOR)
         page.wait_for_timeout(1000)

@@ -9,13 +9,20 @@ loaded into the real front end and saved by it.
 import json
 import runpy
 import sys
-import tempfile
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WORKFLOWS, BLUEPRINTS = ROOT / "workflows", ROOT / "subgraphs"
+runpy.run_path(str(ROOT / "dev.py"))["load_package"]()
+
+from palimpsest.tests.browser.conftest import enter
+from palimpsest.tests.browser.front_end import load_workflow
+from palimpsest.tests.cells import front_end, serving
+from palimpsest.tests.templates import file_of
+
+BLUEPRINTS = ROOT / "subgraphs"
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Model:
         url: Where it is.
         megapixels: What it paints best.
         side: The same as the side of a square, for the note.
+        key: How short names of workflows call it.
     """
 
     name: str
@@ -35,6 +43,7 @@ class Model:
     url: str
     megapixels: float
     side: int
+    key: str
 
 
 HUB = "https://huggingface.co"
@@ -46,6 +55,7 @@ MODELS = (
         "v1-5-pruned-emaonly-fp16.safetensors",
         0.25,
         512,
+        "sd15",
     ),
     Model(
         "SDXL",
@@ -53,6 +63,7 @@ MODELS = (
         f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
         1.0,
         1024,
+        "sdxl",
     ),
 )
 
@@ -68,6 +79,7 @@ class Template:
         mask: Whether the picture's own mask is wired.
         note: What to do, in Markdown; {side} is the side of a square that the model paints best.
         compared: Whether before and after are laid over each other.
+        app: The widgets that an App of it shows, (node, widget); none where it is a graph.
     """
 
     blueprint: str
@@ -76,6 +88,7 @@ class Template:
     note: str
     mask: bool = False
     compared: bool = True
+    app: tuple[tuple[int, str], ...] = ()
 
 
 PHOTO = ("LoadImage", ["palimpsest_example.webp", "image"])
@@ -108,6 +121,15 @@ TEMPLATES = {
         "it shall go: one arrow or several.\n\n**3.** Write *what it shows*, and press "
         "*Run*.\n\n- It stays, or is doubled: raise *radius* or *strength*.\n- Something else "
         "changes: wire a mask that is white over the object and its way.",
+        compared=False,
+        app=(
+            (2, "ckpt_name"),
+            (3, "image"),
+            (4, "points"),
+            (4, "radius"),
+            (4, "what it shows"),
+            (4, "strength"),
+        ),
     ),
     "repaint": Template(
         "Repaint an Area",
@@ -248,35 +270,24 @@ def _wire(node, links):
 
 def main(arguments) -> int:
     """Make the named templates, or all."""
-    from palimpsest.dev import find_chromium, serve
-    from palimpsest.tests.browser.conftest import FLAGS, enter
-    from palimpsest.tests.browser.front_end import load_workflow
-    from palimpsest.tests.harness import Server
-    from playwright.sync_api import sync_playwright
-
     names = arguments[0].split(",") if arguments else list(TEMPLATES)
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        base = Path(folder)
-        with serve(base, base / "server.log") as (url, _):
-            server = Server(url, base, base / "server.log")
-            browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
-            page = browser.new_page(viewport={"width": 1600, "height": 1000})
-            for name in names:
-                for model in MODELS:
-                    template = TEMPLATES[name]
-                    file = BLUEPRINTS / f"{template.blueprint}.json"
-                    stored = json.loads(file.read_text(encoding="utf-8"))
-                    enter(page, server, "canvas")
-                    load_workflow(page, laid_out(template, model, stored), "photo")
-                    page.wait_for_timeout(1000)
-                    text = json.dumps(page.evaluate("app.graph.serialize()"), indent=1)
-                    key = f"photo_{name}_{model.name.lower().replace('.', '').replace(' ', '')}"
-                    (WORKFLOWS / f"palimpsest_{key}.json").write_text(text + "\n", encoding="utf-8")
-                    sys.stdout.write(f"{key}\n")
-            browser.close()
+    with serving() as server, front_end(server) as page:
+        for name, model in product(names, MODELS):
+            file = BLUEPRINTS / f"{TEMPLATES[name].blueprint}.json"
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            enter(page, server, "canvas")
+            load_workflow(page, laid_out(TEMPLATES[name], model, stored), "photo")
+            page.wait_for_timeout(1000)
+            made = page.evaluate("app.graph.serialize()")
+            del made["extra"]["ds"]  # it opens as large as the window lets it
+            if TEMPLATES[name].app:
+                shown = {"inputs": TEMPLATES[name].app, "outputs": [5]}
+                made["extra"] |= {"linearMode": True, "linearData": shown}
+            text = json.dumps(made, indent=1)
+            file_of(f"photo_{name}_{model.key}").write_text(text + "\n", encoding="utf-8")
+            sys.stdout.write(f"{name} {model.name}\n")
     return 0
 
 
 if __name__ == "__main__":
-    runpy.run_path(str(ROOT / "dev.py"))["load_package"]()
     raise SystemExit(main(sys.argv[1:]))

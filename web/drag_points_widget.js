@@ -5,8 +5,9 @@ import { app } from "../../scripts/app.js";
 import { viewOfFile, viewOfOutput } from "./drag_points.js";
 import { CELLS } from "./drag_points_cells.js";
 import { PointsEditor } from "./drag_points_view.js";
-import { chain, isWired, outputOf, sourceOf, widgetOf } from "./graph.js";
+import { chain, insideOf, isWired, outputOf, sourceOf, widgetFor, widgetOf } from "./graph.js";
 
+const TYPE = "PALIMPSEST_DRAG_EDITOR";
 const MIN_HEIGHT = 300;
 const LOADERS = ["LoadImage", "LoadImageOutput"];
 const MASK_LOADER = "LoadImageMask";
@@ -26,11 +27,35 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (node.comfyClass === "PalimpsestDragPoints") keepOldUnit(node);
+    if (!node.isSubgraphNode?.()) return;
+    node.subgraph.events.addEventListener("widget-promoted", ({ detail }) => {
+      if (detail.subgraphNode === node && detail.widget.type === TYPE) addOutside(node);
+    });
   },
 });
 
-function addEditor(node, name) {
+/**
+ * An editor on the node of a subgraph in which Drag Points is, and whose points are shown outside.
+ * The page shows nothing for an element of the page there, but takes what stands for it.
+ */
+function addOutside(host) {
+  for (const input of host.inputs) {
+    const stored = input._widget;
+    if (stored?.type !== TYPE || stored.element) continue;
+    input._widget = addEditor(host, input.name, () => insideOf(host, input.name), stored);
+  }
+}
+
+/**
+ * @param {object} node On which the editor is.
+ * @param {string} name Of the widget.
+ * @param {() => {node: object, hosts: object[]}} inside Drag Points, and what holds it.
+ * @param {{value: string} | null} stored What keeps the points, where the widget does not.
+ */
+function addEditor(node, name, inside = () => ({ node, hosts: [] }), stored = null) {
+  let known = stored?.value;
   const onChange = () => {
+    if (stored) stored.value = known = editor.value;
     widget.callback?.(widget.value);
     // Keys reach nobody else: the graph's own history has to be told of the change.
     app.canvas.emitBeforeChange();
@@ -41,35 +66,50 @@ function addEditor(node, name) {
     if (editor.element.closest(".dom-widget")) app.canvas.processMouseWheel(event);
   };
   const editor = new PointsEditor(onChange, passWheel);
-  const widget = node.addDOMWidget(name, "PALIMPSEST_DRAG_EDITOR", editor.element, {
+  if (stored) editor.value = stored.value ?? "";
+  const widget = node.addDOMWidget(name, TYPE, editor.element, {
     getValue: () => editor.value,
-    setValue: (text) => (editor.value = text),
+    setValue: (text) => {
+      editor.value = text;
+      if (stored) stored.value = known = text;
+    },
     getMinHeight: () => MIN_HEIGHT,
     hideOnZoom: false,
     hideInPanel: true,
-    socketless: true,
   });
-  const look = watcher(node, editor);
+  const look = watcher(editor, inside);
+  const lookAll = () => {
+    if (stored && stored.value !== known) editor.value = known = stored.value;
+    look();
+  };
   let timer = 0;
-  chain(node, "onAdded", () => {
+  const begin = () => {
     editor.attach();
-    timer ||= setInterval(look, LOOK_EVERY);
-  });
-  chain(node, "onRemoved", () => {
+    timer ||= setInterval(lookAll, LOOK_EVERY);
+  };
+  const end = () => {
     editor.detach();
     clearInterval(timer);
     timer = 0;
-  });
+  };
+  chain(node, "onAdded", begin);
+  chain(node, "onRemoved", end);
+  if (stored) {
+    if (node.graph) begin();
+    chain(widget, "onRemove", end); // it is no longer shown outside
+  }
   return widget;
 }
 
 /** A function that shows the editor what the graph holds now. */
-function watcher(node, editor) {
+function watcher(editor, inside) {
   let key;
   let stale; // an output that tells of another picture than the one that is connected now
   return () => {
     if (!editor.element.isConnected) return;
-    const source = sourceOf(node, "image");
+    const { node, hosts } = inside();
+    if (!node) return;
+    const source = sourceOf(node, "image", hosts);
     const file = fileOf(source);
     const before = key;
     key = source && `${source.node.id} ${source.slot} ${file}`;
@@ -77,14 +117,14 @@ function watcher(node, editor) {
     if (before !== undefined && key !== before) stale = output;
     const fresh = output === stale ? undefined : output;
     const pictures = file ? viewOfFile(file) : address(fresh?.palimpsest_picture);
-    const mask = sourceOf(node, "mask");
+    const mask = sourceOf(node, "mask", hosts);
     const masks = mask && (maskFileOf(mask) ?? address(fresh?.palimpsest_mask, "#red"));
     editor.show({
       picture: pictures ? api.apiURL(pictures) : null,
       why: source ? "Run the graph once: it brings the picture." : "Connect a picture to image.",
       mask: masks ? api.apiURL(masks) : null,
-      radius: isWired(node, "radius") ? 0 : (widgetOf(node, "radius")?.value ?? 0),
-      unit: widgetOf(node, "unit")?.value ?? CELLS,
+      radius: isWired(node, "radius", hosts) ? 0 : (widgetFor(node, "radius", hosts)?.value ?? 0),
+      unit: widgetFor(node, "unit", hosts)?.value ?? CELLS,
     });
   };
 }

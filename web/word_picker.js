@@ -6,7 +6,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { chain, outputOf, sourceOf, widgetOf } from "./graph.js";
+import { chain, outputOf, sourceOf, widgetFor, widgetOf } from "./graph.js";
 import { isNamed, short, toggled, withoutValue, withValue } from "./word_values.js";
 import { WordRows } from "./word_picker_view.js";
 
@@ -144,7 +144,7 @@ function promptsBelow(node) {
 /** The text of an input: typed, of a text node that is wired to it, or as it was in the last run. */
 function textOf(node, name, place) {
   const source = sourceOf(node, name);
-  if (!source) return String(widgetOf(node, name)?.value ?? "");
+  if (!source) return String(widgetFor(node, name)?.value ?? "");
   const texts = source.node.widgets?.filter((w) => typeof w.value === "string") ?? [];
   if (/^Primitive/.test(source.node.type) && texts.length === 1) return texts[0].value;
   return outputOf(node)?.palimpsest_prompts?.[place] ?? null;

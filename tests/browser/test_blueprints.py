@@ -45,6 +45,15 @@ ASKED = {
         True,
         "a blue star on grass",
     ),
+    "Drag in a Picture": (
+        {
+            "what it shows": "a red heart on grass",
+            "points": '{"version":1,"size":[128,128],"pairs":[[[50,60],[80,60]]]}',
+            "radius": 36,
+        },
+        False,
+        "a red heart on grass",
+    ),
     "From Strokes to Picture": (
         {"what it shall show": "a red heart on grass"},
         False,
@@ -89,7 +98,7 @@ def test_a_blueprint_is_dragged_from_the_library_and_runs(page, server, screensh
     load_workflow(page, AROUND, "blueprint")
     from_library(page, name)
     page.evaluate(WIRE, [asked | {"steps": 10, "megapixels": SIDE}, masked])
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(1000)
     screenshot("wired")
     nodes, wires = page.evaluate("[app.graph.nodes.length, app.graph.links.size]")
     assert (nodes, wires) == (4, 6 if masked else 5)

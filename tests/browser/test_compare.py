@@ -6,10 +6,11 @@ import re
 import pytest
 from palimpsest.demo.judge import judge
 from palimpsest.tests.browser.front_end import load_workflow, run_unseen
-from palimpsest.tests.browser.test_workflows import WORKFLOWS, hurry
+from palimpsest.tests.browser.test_workflows import hurry
 from palimpsest.tests.server.pictures import saved_pictures
+from palimpsest.tests.templates import file_of
 
-WORKFLOW = WORKFLOWS / "palimpsest_compare_inversions.json"
+WORKFLOW = file_of("compare_inversions")
 #: Methods whose source comes back number for number: only the VAE is between.
 EXACT = {"Direct Inversion", "Edit Friendly", "CycleDiffusion", "EDICT"}
 #: Few steps are enough for these to edit.

@@ -2,9 +2,10 @@
 
 import pytest
 from palimpsest.tests.browser.front_end import load_workflow, run
-from palimpsest.tests.browser.test_workflows import WORKFLOWS, hurry
+from palimpsest.tests.browser.test_workflows import hurry
+from palimpsest.tests.templates import file_of
 
-WORKFLOW = WORKFLOWS / "palimpsest_sde_drag.json"
+WORKFLOW = file_of("sde_drag")
 FIND = "app.graph.nodes.find(node => node.type === 'PalimpsestSDEDrag')"
 
 

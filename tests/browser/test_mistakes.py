@@ -3,12 +3,12 @@
 from palimpsest.tests.browser.front_end import graph_to_prompt, load_workflow, run, widget_values
 from palimpsest.tests.browser.test_workflows import (
     DEMO,
-    WORKFLOWS,
     few_steps,
     hurry,
     set_widget,
 )
 from palimpsest.tests.server.pictures import find
+from palimpsest.tests.templates import file_of
 
 SENTENCE = "The word 'purple' is not in the target prompt"
 
@@ -50,7 +50,7 @@ def test_it_stands_in_the_node_until_the_next_run(page, screenshot):
 
 def test_it_stands_in_cores_node_where_ours_runs_there(page):
     """What is wrong with Edit Guider is found while a node of core samples."""
-    load_workflow(page, WORKFLOWS / "palimpsest_core_samplers.json", "sampled")
+    load_workflow(page, file_of("core_samplers"), "sampled")
     hurry(page, 3)
     prompt = graph_to_prompt(page)
     set_widget(page, find(prompt, "KSamplerSelect"), "sampler_name", "dpmpp_2m")

@@ -4,14 +4,15 @@ import json
 
 import pytest
 from palimpsest.tests.browser.front_end import graph_to_prompt, load_workflow, widget_values
-from palimpsest.tests.browser.test_workflows import WORKFLOWS, hurry, run
+from palimpsest.tests.browser.test_workflows import hurry, run
+from palimpsest.tests.templates import file_of
 
 P2P, BLEND, MAPS = "PalimpsestPromptToPrompt", "PalimpsestLocalBlend", "PalimpsestAttentionMaps"
 
 
 def open_typed(page, name, **texts):
     """Load a shipped workflow whose prompts are typed in, not wired."""
-    shipped = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    shipped = json.loads(file_of(name).read_text(encoding="utf-8"))
     for node in shipped["nodes"]:
         if node["type"] in (P2P, MAPS):
             cut = {entry["link"] for entry in node["inputs"] if entry["type"] == "STRING"}
@@ -90,7 +91,7 @@ HEART = [
 
 def test_it_shows_what_reads_what_after_every_change_before_any_run(page, screenshot):
     source, target = "a red heart on grass", "a blue heart on grass"
-    open_typed(page, "palimpsest_demo", source=source, target=target)
+    open_typed(page, "demo", source=source, target=target)
     rows = picker(page, P2P)
     wait_for(page, rows, HEART)
     type_into(page, P2P, "target", "a big heart with dots")
@@ -129,7 +130,7 @@ def test_it_shows_what_reads_what_after_every_change_before_any_run(page, screen
 
 def test_a_click_chooses_a_word_and_its_values_go_into_the_text_fields(page, screenshot):
     source, target = "a red heart on grass", "a blue heart on grass,"
-    open_typed(page, "palimpsest_demo", source=source, target=target)
+    open_typed(page, "demo", source=source, target=target)
     rows = picker(page, P2P)
     wait_for(page, rows, [*HEART[:4], ["grass", "grass,", "changed"]])
     rows.get_by_role("button", name="blue").click()
@@ -161,7 +162,7 @@ def test_a_click_chooses_a_word_and_its_values_go_into_the_text_fields(page, scr
 
 def test_words_of_local_blend_are_chosen_by_a_click(page, screenshot):
     source, target = "a red heart on grass", "a blue star on grass"
-    open_typed(page, "palimpsest_local_blend", source=source, target=target)
+    open_typed(page, "local_blend", source=source, target=target)
     type_into(page, BLEND, "words", "")
     rows = picker(page, BLEND)
     wait_for(page, rows, [HEART[0], HEART[1], ["heart", "star", "changed"], *HEART[3:]])
@@ -180,7 +181,7 @@ def test_words_of_local_blend_are_chosen_by_a_click(page, screenshot):
 
 
 def test_words_of_attention_maps_are_chosen_by_a_click(page):
-    open_typed(page, "palimpsest_attention_maps")
+    open_typed(page, "attention_maps")
     page.evaluate(
         """kind => {
             const nodes = app.graph.nodes.filter(node => node.comfyClass === kind)
@@ -195,7 +196,7 @@ def test_words_of_attention_maps_are_chosen_by_a_click(page):
 
 
 def test_prompts_that_come_by_wire_are_shown_after_a_run(page, server):
-    load_workflow(page, WORKFLOWS / "palimpsest_demo.json")
+    load_workflow(page, file_of("demo"))
     rows = picker(page, P2P)
     rows.get_by_text("A prompt comes by wire: its words show here after a run.").wait_for()
     hurry(page, 2)
@@ -204,7 +205,7 @@ def test_prompts_that_come_by_wire_are_shown_after_a_run(page, server):
 
 
 def test_nothing_of_it_is_saved_or_sent(page):
-    shipped = json.loads((WORKFLOWS / "palimpsest_local_blend.json").read_text(encoding="utf-8"))
+    shipped = json.loads(file_of("local_blend").read_text(encoding="utf-8"))
     load_workflow(page, shipped, "local_blend")
     page.wait_for_timeout(800)
     kept = {str(node["id"]): node["widgets_values"] for node in shipped["nodes"]}

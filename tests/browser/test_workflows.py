@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import palimpsest
 import pytest
 from palimpsest.demo.judge import judge
 from palimpsest.dev import PACK
@@ -29,10 +28,10 @@ from palimpsest.tests.server.pictures import (
     saved_pictures,
     shown_mask,
 )
+from palimpsest.tests.templates import TITLES, WORKFLOWS, file_of
 
-WORKFLOWS = Path(palimpsest.__file__).parent / "workflows"
-DEMO = WORKFLOWS / "palimpsest_demo.json"
-NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+DEMO = file_of("demo")
+NAMES = sorted(TITLES.values())
 
 #: Workflows as they were when they were first shipped, where their nodes have gained inputs since.
 FIRST = sorted((Path(__file__).parents[1] / "data" / "workflows").glob("first_*.json"))
@@ -114,7 +113,7 @@ def test_a_workflow_as_it_was_first_shipped_asks_for_what_todays_does(page):
     """What nodes have gained since then has its default; nothing else moved."""
     for file in FIRST:
         asked = []
-        for path in (file, WORKFLOWS / file.name.replace("first_", "palimpsest_")):
+        for path in (file, file_of(file.stem.removeprefix("first_"))):
             load_workflow(page, json.loads(path.read_text(encoding="utf-8")), path.stem)
             assert missing_nodes(page) == [], path.stem
             asked.append(graph_to_prompt(page))
@@ -135,7 +134,7 @@ def test_a_workflow_makes_what_it_promises_among_elements(page, server, screensh
 
 def promised(page, server, screenshot, name):
     """Run a workflow that was made quicker, and judge its pictures."""
-    load_workflow(page, WORKFLOWS / f"palimpsest_{name}.json", name)
+    load_workflow(page, file_of(name), name)
     hurry(page, STEPS.get(name, 8))
     prompt, entry = run_unseen(page, server)
     pictures = saved_pictures(server, prompt, entry)

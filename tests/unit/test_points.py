@@ -106,3 +106,30 @@ def test_points_suit_a_picture_of_their_size_only():
     assert points.on_picture(512, 512) is points
     with pytest.raises(PalimpsestError, match="picture of 512 x 512 pixels, this one is 512 x 300"):
         points.on_picture(512, 300)
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"),
+    [((1200, 800), (624, 416)), ((512, 512), (1024, 1024)), ((99, 150), (64, 96))],
+)
+def test_points_go_along_with_a_picture_that_is_scaled(size, scaled):
+    pairs = (((0, 0), (size[0] - 1, size[1] - 1)), ((size[0] // 2, 10), (5, size[1] // 3)))
+    moved = DragPoints(size, pairs, 40).scaled_to(*scaled)
+    assert moved.size == scaled
+    for before, after in zip(pairs, moved.pairs, strict=True):
+        for (x, y), (u, v) in zip(before, after, strict=True):
+            assert (u + 0.5) / scaled[0] == pytest.approx((x + 0.5) / size[0], abs=0.5 / scaled[0])
+            assert (v + 0.5) / scaled[1] == pytest.approx((y + 0.5) / size[1], abs=0.5 / scaled[1])
+            assert 0 <= u <= scaled[0] - 1 and 0 <= v <= scaled[1] - 1
+    zoom = (scaled[0] * scaled[1] / (size[0] * size[1])) ** 0.5
+    assert moved.radius == round(40 * zoom)
+    assert DragPoints(size, pairs).scaled_to(*scaled).radius is None
+    assert DragPoints(size, pairs, 1).scaled_to(size[0] // 2, size[1] // 2).radius == 1
+
+
+def test_points_of_a_picture_of_another_shape_are_refused():
+    points = DragPoints((512, 512), PAIRS)
+    assert points.scaled_to(512, 512) is points
+    for size in ((512, 300), (300, 512), (1024, 1000)):
+        with pytest.raises(PalimpsestError, match="set on a picture of 512 x 512"):
+            points.scaled_to(*size)

@@ -4,8 +4,9 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from palimpsest.tests.cells import WORKFLOWS, Cell, Look, broken, drawn, show
+from palimpsest.tests.cells import Cell, Look, broken, drawn, show
 from palimpsest.tests.make_cards import CARD, CARDS, card_of
+from palimpsest.tests.templates import TITLES, WORKFLOWS, card, file_of
 from PIL import Image
 
 #: For models of the user's own: no machine of ours can draw them.
@@ -13,15 +14,15 @@ PHOTOS = {"edit_photo_sd15", "edit_photo_sdxl"}
 
 
 def test_every_workflow_has_its_card():
-    shipped = {path.stem.removeprefix("palimpsest_") for path in WORKFLOWS.glob("*.json")}
-    assert shipped == CARDS.keys() | PHOTOS
-    assert all((WORKFLOWS / f"palimpsest_{name}.jpg").is_file() for name in shipped)
+    assert {path.stem for path in WORKFLOWS.glob("*.json")} == set(TITLES.values())
+    assert TITLES.keys() == CARDS.keys() | PHOTOS
+    assert all(card(name).is_file() for name in TITLES)
 
 
 @pytest.mark.parametrize("name", CARDS)
 def test_a_card_shows_nodes_of_its_workflow(name):
-    workflow = json.loads((WORKFLOWS / f"palimpsest_{name}.json").read_text(encoding="utf-8"))
-    there = {node.get("title") or node["type"] for node in workflow["nodes"]}
+    shipped = json.loads(file_of(name).read_text(encoding="utf-8"))
+    there = {node.get("title") or node["type"] for node in shipped["nodes"]}
     assert {cell.node for cell in CARDS[name]} <= there
 
 

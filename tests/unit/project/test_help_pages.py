@@ -8,13 +8,13 @@ import palimpsest
 import pytest
 from palimpsest.tests.cells import broken
 from palimpsest.tests.make_help_pictures import GRIDS, HELP, OTHERS, PAINTED, WIDTH
+from palimpsest.tests.templates import TITLES, file_of
 from PIL import Image, ImageFont
 
 ROOT = Path(palimpsest.__file__).parent
 PAGES = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "web/docs").glob("*.md"))}
 PICTURES = ROOT / "web" / "docs" / "pictures"
-WORKFLOWS = {path.stem: path for path in (ROOT / "workflows").glob("*.json")}
-TEMPLATE = re.compile(r"\*\*Templates > comfyui-palimpsest > `(\w+)`\*\*")
+TEMPLATE = re.compile(r"\*\*Templates > comfyui-palimpsest > ([^*]+)\*\*")
 
 #: Nodes without a picture, and why.
 UNSEEN = {
@@ -31,7 +31,9 @@ def section(page, title):
 
 def types_in(name):
     """The types of the nodes of a workflow."""
-    return {node["type"] for node in json.loads(WORKFLOWS[name].read_text("utf-8"))["nodes"]}
+    stored = json.loads(file_of(name).read_text("utf-8"))
+    inside = stored.get("definitions", {}).get("subgraphs", [])
+    return {node["type"] for graph in (stored, *inside) for node in graph["nodes"]}
 
 
 @pytest.mark.parametrize("node", sorted(PAGES.keys() - UNSEEN.keys()))
@@ -61,7 +63,7 @@ def test_every_picture_is_drawn_by_the_script_and_once():
 @pytest.mark.parametrize("node", GRIDS)
 def test_a_picture_shows_nodes_of_its_workflow(node):
     name, cells = GRIDS[node]
-    nodes = json.loads(WORKFLOWS[f"palimpsest_{name}"].read_text("utf-8"))["nodes"]
+    nodes = json.loads(file_of(name).read_text("utf-8"))["nodes"]
     there = {node.get("title") for node in nodes} | {node["type"] for node in nodes}
     assert {cell.node for cell in cells} <= there
 
@@ -76,14 +78,21 @@ def test_captions_fit_below_their_pictures():
 @pytest.mark.parametrize("node", PAGES)
 def test_an_example_names_a_template_that_has_the_node(node):
     named = TEMPLATE.findall(section(PAGES[node], "Example"))
-    assert named and set(named) <= WORKFLOWS.keys()
-    shipped = {name for name in WORKFLOWS if node in types_in(name)}
+    assert named and set(named) <= set(TITLES.values())
+    shipped = {title for name, title in TITLES.items() if node in types_in(name)}
     assert not shipped or shipped & set(named)
 
 
 @pytest.mark.parametrize("node", PAGES)
 def test_templates_are_named_in_one_form(node):
-    assert len(re.findall(r"Templates|palimpsest_\w+", TEMPLATE.sub("", PAGES[node]))) == 0
+    assert (
+        len(
+            re.findall(
+                r"Templates|palimpsest_\w+|\b[0-4]\d [A-Z]\w\w", TEMPLATE.sub("", PAGES[node])
+            )
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize("node", PAGES)
