@@ -110,6 +110,11 @@ def test_the_channel_of_a_mask_picture_is_told_apart(page, channel, number):
         assert told.startswith(f"The handle of drag {number} lies outside the mask")
 
 
+def test_a_picture_without_transparency_is_a_mask_that_keeps_all(page):
+    opened(page, with_mask(text_of(PAIRS), "LoadImage", "where.png", "image", slot=1))
+    assert warned(page).startswith("The mask keeps all of the picture: paint white what may change")
+
+
 def test_a_warning_goes_with_what_it_warns_of(page, server, screenshot):
     inside = [[60, 60], [110, 60]]
     opened(page, with_mask(text_of([inside]), "LoadImageMask", "mask.png", "red", "image"))
