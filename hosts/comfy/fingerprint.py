@@ -62,15 +62,18 @@ def conditioning_key(conditioning: Conditioning) -> str:
 
     ControlNets, hooks and other live objects cannot be told apart from their like.
     """
+    return digest_of(conditioning)
+
+
+def digest_of(value: Any) -> str:
+    """A digest of tensors, numbers and words, nested; "" where it holds what has none."""
     digest = hashlib.sha256()
-    return digest.hexdigest() if _feed(digest, conditioning) else ""
+    return digest.hexdigest() if _feed(digest, value) else ""
 
 
 def prompt_key(conditioning: Conditioning) -> str:
     """A digest of what the text encoder made of a prompt, whatever was added to it since."""
-    digest = hashlib.sha256()
-    _feed(digest, [entry[0] for entry in conditioning])
-    return digest.hexdigest()[:16]
+    return digest_of([entry[0] for entry in conditioning])[:16]
 
 
 def source_key(model: ModelPatcher, conditionings: list[Conditioning], *, note: str = "") -> str:
@@ -110,6 +113,8 @@ def guided_key(
 def _feed(digest: Any, value: Any) -> bool:
     """Feed a value into a digest; False where that is not possible."""
     if isinstance(value, Tensor):
+        if value.is_nested:
+            return False
         plain = value.detach().float().cpu().contiguous()
         digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
         digest.update(plain.numpy().tobytes())

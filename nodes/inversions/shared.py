@@ -27,6 +27,9 @@ from ..wires import Trajectory, report
 
 CATEGORY = "palimpsest/invert"
 
+#: Bytes at most of a trajectory that is kept for a next run: 20 times one of SDXL at 1024 px.
+LARGEST_KEPT = 2**28
+
 #: What a node says of a picture that it has inverted before, and what that cost.
 KNOWN = "kept from the last run: model, picture, prompt and settings are the same"
 NOTHING_SPENT = {"rows": [0], "seconds": [0.0]}
@@ -105,13 +108,18 @@ def negative_input(tooltip: str) -> io.Input:
     return io.Conditioning.Input("negative", optional=True, tooltip=tooltip)
 
 
+def _is_small(made: io.NodeOutput) -> bool:
+    """Whether a trajectory is small enough to be kept for a next run."""
+    return made.args[0].latents.nbytes <= LARGEST_KEPT
+
+
 class InvertNode(Node):
     """A node that inverts a picture, unless it did just that before."""
 
     @classmethod
     def run(cls, **wires: Any) -> io.NodeOutput:
         """The outputs of an inversion; what is known of the picture is not computed again."""
-        made, known = remembered(cls.__name__, wires, lambda: cls.invert(**wires))
+        made, known = remembered(cls.__name__, wires, lambda: cls.invert(**wires), _is_small)
         if not known:
             return made
         told = {"palimpsest_text": [f"{made.ui['palimpsest_text'][0]}\n{KNOWN}"]}

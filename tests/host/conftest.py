@@ -24,7 +24,7 @@ def nothing_is_remembered(monkeypatch):
     inverting = sys.modules.get("palimpsest.nodes.inversions.shared")
     if inverting is not None:
         monkeypatch.setattr(
-            inverting, "remembered", lambda method, wires, invert: (invert(), False)
+            inverting, "remembered", lambda method, wires, invert, is_small: (invert(), False)
         )
 
 

@@ -100,8 +100,7 @@ class Picture:
             recorded.image,
             recorded.carried,
         )
-        # Not the latent's own tensor, whose end ends what is remembered of it (see `memory`).
-        return replace(made.to(kept), origin=self.samples.to(kept).detach())
+        return replace(made.to(kept), origin=self.samples.to(kept))
 
 
 def invert(picture: Picture, method: Inversion) -> tuple[Trajectory, Spent]:

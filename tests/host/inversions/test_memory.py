@@ -31,7 +31,9 @@ def asked(node, sd1, **changes):
 def test_the_same_question_is_answered_once(sd1, node):
     wires = asked(node, sd1)
     first = node.execute(**wires)
-    again = node.execute(**(wires | {"positive": prompt(sd1, "a cat")}))  # made anew, the same
+    # Made anew, and the same.
+    anew = {"latent": {"samples": wires["latent"]["samples"].clone()}}
+    again = node.execute(**(wires | anew | {"positive": prompt(sd1, "a cat")}))
     assert again.args[0] is first.args[0]
     assert again.ui["rows"] == [0] and first.ui["rows"] != [0]
     assert shared.KNOWN in again.ui["palimpsest_text"][0]
@@ -50,7 +52,7 @@ def test_whatever_changes_is_inverted_anew(sd1, node):
         "strength": 0.7,
         "model": sd1.model.clone(),
         "sigmas": torch.tensor([5.0, 1.0, 0.0]),
-        "latent": {"samples": wires["latent"]["samples"].clone()},
+        "latent": {"samples": wires["latent"]["samples"] + 1e-3},
     }
     for name, value in others.items():
         changed = node.execute(**(wires | {name: value}))
@@ -77,11 +79,22 @@ def test_a_prompt_with_live_objects_is_never_remembered(sd1):
 
 
 @every
-def test_it_goes_with_the_latent(sd1, node):
-    wires = asked(node, sd1)
+def test_it_goes_with_the_model(sd1, node):
+    wires = asked(node, sd1, model=sd1.model.clone())
     kept = weakref.ref(node.execute(**wires).args[0])
     gc.collect()
     assert kept() is not None
     del wires
     gc.collect()
     assert kept() is None
+
+
+def test_a_trajectory_that_is_too_large_is_not_kept(sd1, monkeypatch):
+    (node,) = (node for node in INVERSIONS if node.SCHEMA.node_id.endswith("DDIM"))
+    wires = asked(node, sd1)
+    size = node.execute(**wires).args[0].latents.nbytes
+    for limit, kept in ((size, True), (size - 1, False)):
+        monkeypatch.setattr(shared, "LARGEST_KEPT", limit)
+        other = wires | {"strength": 0.9 if kept else 0.8}
+        first, again = node.execute(**other), node.execute(**other)
+        assert (again.args[0] is first.args[0]) == kept
