@@ -96,6 +96,27 @@ def prompt_of(page, name, awake="") -> dict:
     return graph_to_prompt(page)
 
 
+#: The embedded model paints 128 x 128 pixels, in megapixels; a little above, or core rounds down.
+EMBEDDED = 128 * 128 / 1024**2 + 1e-4
+
+#: What is drawn into templates that leave the points to the person.
+ARROW = '{"version":1,"size":[768,768],"pairs":[[[396,340],[560,340]]]}'
+
+
+def embedded(prompt) -> dict:
+    """A prompt for a checkpoint of one's own, with the embedded model in its place."""
+    asked = deepcopy(prompt)
+    for node in asked.values():
+        kind, inputs = node["class_type"], node["inputs"]
+        if kind == "CheckpointLoaderSimple":
+            node |= {"class_type": "PalimpsestLoadDemoModel", "inputs": {}}
+        elif kind == "ImageScaleToTotalPixels":
+            inputs["megapixels"] = EMBEDDED
+        elif kind == "PalimpsestDragPoints" and not inputs["points"]:
+            inputs |= {"points": ARROW, "radius": 220}
+    return asked
+
+
 def pictures_of(server, prompt, cells) -> list:
     """Run a workflow once for every scene that its cells need, and fetch the pictures."""
     found = {}

@@ -9,6 +9,7 @@ what came out. Those for photographs need models that are not here: their cards 
 
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +20,7 @@ from palimpsest.tests.cells import (
     Look,
     arrows,
     drawn,
+    embedded,
     front_end,
     pictures_of,
     prompt_of,
@@ -179,6 +181,33 @@ CARDS = {
 }
 
 
+def photo(title, *cells):
+    """The cards of a template for own photos, drawn with the embedded model in their place."""
+    return {f"{title}_{model}": list(cells) for model in ("sd15", "sdxl")}
+
+
+PHOTO = Cell("your photo", "LoadImage", "IMAGE")
+CARDS |= photo("photo_words", PHOTO, Cell("a blue heart on grass", "Result"))
+CARDS |= photo(
+    "photo_drag", replace(PHOTO, arrow=True, caption="drag it there"), Cell("done", "Result")
+)
+CARDS |= photo(
+    "photo_repaint",
+    PHOTO,
+    Cell("painted anew", "LoadImage", "MASK"),
+    Cell("a blue star on grass", "Result"),
+)
+CARDS |= photo(
+    "photo_strokes", Cell("your strokes", "Painter", "IMAGE"), Cell("a picture", "Result")
+)
+CARDS |= photo(
+    "edit_photo",
+    PHOTO,
+    Cell("what the VAE keeps of it", "Reconstruction: what the VAE keeps of your picture"),
+    Cell("a blue heart on grass", "Edit"),
+)
+
+
 def folded(sheet):
     """A labelled sheet as a card; one that is much too tall goes on beside its first half."""
     from PIL import Image
@@ -205,7 +234,7 @@ def main(arguments) -> int:
     names = arguments[0].split(",") if arguments else list(CARDS)
     with serving() as server:
         with front_end(server) as page:
-            prompts = {name: prompt_of(page, name) for name in names}
+            prompts = {name: embedded(prompt_of(page, name)) for name in names}
         for name in names:
             pictures = pictures_of(server, prompts[name], CARDS[name])
             made = card_of(CARDS[name], pictures, arrows(prompts[name]))

@@ -16,6 +16,8 @@
  * @typedef {{past: Drags[], now: Drags, future: Drags[], tag: string}} History
  */
 
+import { t } from "./words.js";
+
 export const VERSION = 1;
 const MAX_HISTORY = 200;
 
@@ -49,25 +51,30 @@ function json(text) {
   }
 }
 
-const REMEDY = "Undo the change, or set the points anew: what you set replaces it.";
+const remedy = () => t("Undo the change, or set the points anew: what you set replaces it.");
 
 function whatIsWrong(stored) {
   if (typeof stored !== "object" || stored === null || Array.isArray(stored)) {
-    return `The text in points is none that this editor wrote. ${REMEDY}`;
+    return `${t("The text in points is none that this editor wrote.")} ${remedy()}`;
   }
   const { version, size, pairs } = stored;
   if (version !== VERSION) {
-    return `The points are of version ${version}, this editor reads ${VERSION}. ${REMEDY}`;
+    const told = t("The points are of version {version}, this editor reads {own}.", {
+      version: String(version),
+      own: VERSION,
+    });
+    return `${told} ${remedy()}`;
   }
   if (!isSize(size) || !Array.isArray(pairs) || !pairs.every(isPair)) {
-    return `The text in points lacks a size, or pairs of points. ${REMEDY}`;
+    return `${t("The text in points lacks a size, or pairs of points.")} ${remedy()}`;
   }
   return "";
 }
 
 function whatIsOutside(size, pairs) {
-  const number = pairs.findIndex((pair) => !pair.every((point) => isInside(point, size)));
-  return number < 0 ? "" : `Drag ${number + 1} leaves the picture: move it inside, or delete it.`;
+  const number = pairs.findIndex((pair) => !pair.every((point) => isInside(point, size))) + 1;
+  const told = "Drag {number} leaves the picture: move it inside, or delete it.";
+  return number ? t(told, { number }) : "";
 }
 
 const isPoint = (p) => Array.isArray(p) && p.length === 2 && p.every(Number.isFinite);
@@ -142,23 +149,25 @@ export function rescale(now, size) {
 export function mismatch(now, size) {
   if (!size || !now.size || same(now.size, size)) return "";
   const [was, is] = [now.size, size].map(([width, height]) => `${width} x ${height}`);
-  return (
-    `The points were set on a picture of ${was} pixels, this one is ${is}: ` +
-    "Rescale moves them along, Clear drops them."
-  );
+  const told =
+    "The points were set on a picture of {was} pixels, this one is {is}: Rescale moves them along, " +
+    "Clear drops them.";
+  return t(told, { was, is });
 }
 
 /** What to tell the person: where things are, or what to do next. */
 export function told(now, chosen, isDragging) {
-  if (!now.pairs.length) return "Press on what shall move, and drag it to where it shall go.";
+  if (!now.pairs.length) return t("Press on what shall move, and drag it to where it shall go.");
   const isOpen = !isDragging && openPair(now) >= 0;
   if (isOpen && chosen?.end === 0 && chosen.pair === openPair(now)) {
-    return `Handle ${chosen.pair + 1}: the arrow keys move it, Enter goes on to where it shall go.`;
+    const told = "Handle {number}: the arrow keys move it, Enter goes on to where it shall go.";
+    return t(told, { number: chosen.pair + 1 });
   }
-  if (isOpen) return "Now press where it shall go, or take the arrow keys.";
+  if (isOpen) return t("Now press where it shall go, or take the arrow keys.");
   if (!chosen) return count(now.pairs);
   const [x, y] = now.pairs[chosen.pair][chosen.end];
-  return `${chosen.end ? "Target" : "Handle"} ${chosen.pair + 1} is at ${x}, ${y}`;
+  const where = { number: chosen.pair + 1, x, y };
+  return t(chosen.end ? "Target {number} is at {x}, {y}" : "Handle {number} is at {x}, {y}", where);
 }
 
 /** The end nearest to a place, within `reach`; of two as near, the one that is drawn on top. */
@@ -189,27 +198,32 @@ export function importPoints(text, size) {
   }
   const read = parse(text);
   if (read.pairs.length && !read.complaint) return { drags: read, told: imported(read.pairs) };
-  return { complaint: "It holds no drag points: choose the prompt.json of a DragBench sample." };
+  const none = "It holds no drag points: choose the prompt.json of a DragBench sample.";
+  return { complaint: t(none) };
 }
 
 function importSample(source, target, prompt, size) {
   const pairs = source.map((handle, i) => [handle, target[i]]);
   if (!pairs.length || source.length !== target.length || !pairs.every(isPair)) {
-    return { complaint: "Its source and target are not equally many points [x, y]." };
+    return { complaint: t("Its source and target are not equally many points [x, y].") };
   }
-  if (!size) return { complaint: "It does not say its picture's size: show the picture first." };
+  if (!size) {
+    return { complaint: t("It does not say its picture's size: show the picture first.") };
+  }
   const number = pairs.findIndex((pair) => !pair.every((point) => isInside(point, size)));
   if (number >= 0) {
-    const here = `the picture of ${size.join(" x ")} pixels`;
-    return { complaint: `Its drag ${number + 1} leaves ${here}: show the sample's own picture.` };
+    const told =
+      "Its drag {number} leaves the picture of {size} pixels: show the sample's own picture.";
+    return { complaint: t(told, { number: number + 1, size: size.join(" x ") }) };
   }
   const whole = pairs.map((pair) => pair.map((point) => pixel(point, size)));
   const words = typeof prompt === "string" ? `: ${prompt}` : "";
   return { drags: drags(size, whole), told: imported(pairs) + words };
 }
 
-const count = ({ length }) => `${length} ${length === 1 ? "drag" : "drags"}`;
-const imported = (pairs) => `${count(pairs)} imported`;
+const count = ({ length }) => (length === 1 ? t("1 drag") : t("{count} drags", { count: length }));
+const imported = ({ length }) =>
+  length === 1 ? t("1 drag imported") : t("{count} drags imported", { count: length });
 
 // --- what was set before
 

@@ -13,6 +13,8 @@
  * @property {Uint8Array} open One for every cell, row by row; 0 where the picture is kept.
  */
 
+import { t } from "./words.js";
+
 export const CELL = 8; // pixels of the picture to a latent cell
 export const PIXELS = "pixels";
 export const CELLS = "latent cells";
@@ -109,8 +111,12 @@ export function warning(pairs, size, { radius, unit }, mask) {
 function whatIsTooLarge(size, radius, unit, cells) {
   const most = Math.floor(Math.min(...grid(size).cells) / 2);
   if (cells <= most) return "";
-  const large = `A radius of ${radius} ${unit} copies more than the picture`;
-  return `${large}: use at most ${unit === PIXELS ? most * CELL : most}.`;
+  const use = unit === PIXELS ? most * CELL : most;
+  return t("A radius of {radius} {unit} copies more than the picture: use at most {use}.", {
+    radius,
+    unit: t(unit),
+    use,
+  });
 }
 
 const isSame = (a, b) => a[0] === b[0] && a[1] === b[1];
@@ -119,24 +125,30 @@ function whatStays(pairs, size) {
   const stays = ([from, to]) =>
     !isSame(from, to) && isSame(cellAt(from, size), cellAt(to, size));
   const number = pairs.findIndex(stays) + 1;
-  const where = `one latent cell of ${CELL} pixels`;
-  return number ? `Drag ${number} does not leave ${where}: pull its target further.` : "";
+  if (!number) return "";
+  const told =
+    "Drag {number} does not leave one latent cell of {cell} pixels: pull its target further.";
+  return t(told, { number, cell: CELL });
 }
 
 function whatTheMaskIs(mask, size) {
   if (!mask.open.includes(1)) {
-    return "The mask keeps all of the picture: paint white what may change, or disconnect it.";
+    return t("The mask keeps all of the picture: paint white what may change, or disconnect it.");
   }
   if (isSame(mask.size, size)) return "";
   const [is, must] = [mask.size, size].map(([width, height]) => `${width} x ${height}`);
-  return `The mask is ${is} pixels, the picture ${must}: connect one of its size, or none.`;
+  return t("The mask is {is} pixels, the picture {must}: connect one of its size, or none.", {
+    is,
+    must,
+  });
 }
 
 const isOpen = ({ open, columns }, [x, y]) => open[y * columns + x] === 1;
 
 function whatIsKept(pairs, size, mask) {
   const found = firstEnd(pairs, (pair, end) => !isOpen(mask, cellAt(pair[end], size)));
-  return found && `The ${found} lies outside the mask: move it, or paint the mask white there.`;
+  const told = "The {end} lies outside the mask: move it, or paint the mask white there.";
+  return found && t(told, found);
 }
 
 function whatHangsOver(pairs, size, radius) {
@@ -146,16 +158,17 @@ function whatHangsOver(pairs, size, radius) {
     return left < 0 || top < 0 || right > cells[0] || bottom > cells[1];
   };
   const found = firstEnd(pairs, hangsOver);
-  return found && `The square at the ${found} leaves the picture: ${SMALLER}.`;
+  const told = "The square at the {end} leaves the picture: move it, or take a smaller radius.";
+  return found && t(told, found);
 }
 
 function whatIsHalfKept(pairs, size, radius, mask) {
   const boxes = pairs.map((pair) => copied(pair, size, radius));
   const found = firstEnd(pairs, (_, end, i) => boxes[i] && !isAllOpen(mask, boxes[i][end]));
-  return found && `The square at the ${found} leaves the mask: paint more white, ${SMALLER}.`;
+  const told =
+    "The square at the {end} leaves the mask: paint more white, move it, or take a smaller radius.";
+  return found && t(told, found);
 }
-
-const SMALLER = "move it, or take a smaller radius";
 
 function isAllOpen(mask, [left, top, right, bottom]) {
   for (let y = top; y < bottom; y++) {
@@ -164,11 +177,13 @@ function isAllOpen(mask, [left, top, right, bottom]) {
   return true;
 }
 
-/** "handle of drag 2": the first end of which something is true, or "". */
+/** The first end of which something is true, in words ("handle of drag 2"), or "". */
 function firstEnd(pairs, isTrue) {
   for (const [i, pair] of pairs.entries()) {
     for (const end of [0, 1]) {
-      if (isTrue(pair, end, i)) return `${end ? "target" : "handle"} of drag ${i + 1}`;
+      if (!isTrue(pair, end, i)) continue;
+      const name = end ? t("target of drag {number}", { number: i + 1 }) : "";
+      return { end: name || t("handle of drag {number}", { number: i + 1 }) };
     }
   }
   return "";

@@ -1,5 +1,7 @@
 /** What the drag-point editor is made of: a row of tools, the stage, and what it says below. */
 
+import { t } from "./words.js";
+
 const STYLE = `
 .palimpsest-points { display: flex; flex-direction: column; gap: 4px; box-sizing: border-box;
   min-height: 300px; font: 12px/1.4 system-ui, sans-serif; color: var(--input-text, #ddd);
@@ -52,11 +54,12 @@ export function makePanel(acts) {
   const style = make("style", { textContent: STYLE });
   const buttons = {};
   for (const [name, [value, title]] of Object.entries(TOOLS)) {
-    buttons[name] = make("input", { type: "button", value, title, onclick: acts[name] });
+    const said = { value: t(value), title: t(title) };
+    buttons[name] = make("input", { type: "button", name, ...said, onclick: acts[name] });
   }
   const canvas = make("canvas");
   // Keys go to an <input>: ComfyUI leaves undo, Delete and the like to inputs, and to nothing else.
-  const label = { ariaLabel: "Drag points", ariaDescription: KEYS };
+  const label = { ariaLabel: t("Drag points"), ariaDescription: t(KEYS) };
   const keys = make("input", { type: "button", className: "keys", ...label });
   const empty = make("p", { className: "empty" });
   const where = make("span", { className: "where" });

@@ -14,6 +14,7 @@ import {
   removePair,
   undo,
 } from "./drag_points.js";
+import { t } from "./words.js";
 
 /** @typedef {import("./drag_points.js").Grip} Grip @typedef {import("./drag_points.js").Point} Point */
 
@@ -94,7 +95,7 @@ export class PointsState {
   remove(index) {
     this.forget();
     this.change(removePair(this.now, index));
-    this.notice = `Drag ${index + 1} is deleted: Undo brings it back.`;
+    this.notice = t("Drag {number} is deleted: Undo brings it back.", { number: index + 1 });
   }
 
   removeChosen() {

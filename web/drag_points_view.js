@@ -9,6 +9,7 @@ import { Pictures } from "./drag_points_pictures.js";
 import { Pointers } from "./drag_points_pointers.js";
 import { Screen } from "./drag_points_screen.js";
 import { PointsState } from "./drag_points_state.js";
+import { t } from "./words.js";
 
 const REACH = { mouse: 12, pen: 14, touch: 24 }; // how near a press has to be to an end
 const LOADING = "Loading the picture.";
@@ -299,7 +300,8 @@ export class PointsEditor {
 
   #whyEmpty() {
     if (!this.#shown.picture) return this.#shown.why;
-    return this.#pictures.failed ? "The picture cannot be loaded: is its file still there?" : LOADING;
+    const failed = "The picture cannot be loaded: is its file still there?";
+    return t(this.#pictures.failed ? failed : LOADING);
   }
 
   get #advice() {

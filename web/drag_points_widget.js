@@ -6,6 +6,7 @@ import { viewOfFile, viewOfOutput } from "./drag_points.js";
 import { CELLS } from "./drag_points_cells.js";
 import { PointsEditor } from "./drag_points_view.js";
 import { chain, insideOf, isWired, outputOf, sourceOf, widgetFor, widgetOf } from "./graph.js";
+import { t } from "./words.js";
 
 const TYPE = "PALIMPSEST_DRAG_EDITOR";
 const MIN_HEIGHT = 300;
@@ -121,7 +122,9 @@ function watcher(editor, inside) {
     const masks = mask && (maskFileOf(mask) ?? address(fresh?.palimpsest_mask, "#red"));
     editor.show({
       picture: pictures ? api.apiURL(pictures) : null,
-      why: source ? "Run the graph once: it brings the picture." : "Connect a picture to image.",
+      why: source
+        ? t("Run the graph once: it brings the picture.")
+        : t("Connect a picture to image."),
       mask: masks ? api.apiURL(masks) : null,
       radius: isWired(node, "radius", hosts) ? 0 : (widgetFor(node, "radius", hosts)?.value ?? 0),
       unit: widgetFor(node, "unit", hosts)?.value ?? CELLS,

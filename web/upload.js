@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { t } from "./words.js";
 
 app.registerExtension({
   name: "palimpsest.Upload",
@@ -23,6 +24,7 @@ function addButton(node, input, suffix) {
     if (name) select(node, input, name);
   };
   const button = node.addWidget("button", "upload a trajectory", "", pick, { serialize: false });
+  button.label = t("upload a trajectory");
   button.serialize = false;
 }
 
@@ -44,7 +46,8 @@ function chooseFile(suffix) {
  */
 async function upload(file, suffix) {
   if (!file.name.endsWith(suffix)) {
-    complain(`${file.name} is no ${suffix} file: choose one that Save Trajectory wrote.`);
+    const told = "{file} is no {suffix} file: choose one that Save Trajectory wrote.";
+    complain(t(told, { file: file.name, suffix }));
     return undefined;
   }
   const body = new FormData();
@@ -53,9 +56,11 @@ async function upload(file, suffix) {
   try {
     const answer = await api.fetchApi("/upload/image", { method: "POST", body });
     if (answer.ok) return (await answer.json()).name;
-    complain(`${file.name} was not uploaded: ComfyUI answered ${answer.status}. Try again.`);
+    const told = "{file} was not uploaded: ComfyUI answered {status}. Try again.";
+    complain(t(told, { file: file.name, status: answer.status }));
   } catch (error) {
-    complain(`${file.name} was not uploaded: ${error.message}. Is ComfyUI still running?`);
+    const told = "{file} was not uploaded: {reason}. Is ComfyUI still running?";
+    complain(t(told, { file: file.name, reason: error.message }));
   }
   return undefined;
 }

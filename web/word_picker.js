@@ -9,6 +9,7 @@ import { app } from "../../scripts/app.js";
 import { chain, outputOf, sourceOf, widgetFor, widgetOf } from "./graph.js";
 import { isNamed, short, toggled, withoutValue, withValue } from "./word_values.js";
 import { WordRows } from "./word_picker_view.js";
+import { t } from "./words.js";
 
 const NAME = "palimpsest_words";
 const HEIGHT = 124;
@@ -117,19 +118,19 @@ function isOn(node, fields, word, row) {
 function questionOf(node) {
   if (node.comfyClass === "PalimpsestAttentionMaps") {
     const text = textOf(node, "text", 0);
-    return text === null ? { why: WIRED } : { source: text, target: text, mode: "refine" };
+    return text === null ? wired() : { source: text, target: text, mode: "refine" };
   }
   const prompts = node.comfyClass === PROMPTS ? node : promptsBelow(node);
-  if (!prompts) return { why: "Connect Prompt-to-Prompt to control: its words show here." };
+  if (!prompts) return { why: t("Connect Prompt-to-Prompt to control: its words show here.") };
   const source = textOf(prompts, "source", 0);
   const target = textOf(prompts, "target", 1);
-  if (source === null || target === null) return { why: WIRED };
+  if (source === null || target === null) return wired();
   const line = widgetOf(prompts, "one_per_line")?.value ? firstLine(target) : target;
   const asked = Object.fromEntries(ASKED.map((name) => [name, widgetOf(prompts, name)?.value]));
   return { ...asked, source, target: line };
 }
 
-const WIRED = "A prompt comes by wire: its words show here after a run.";
+const wired = () => ({ why: t("A prompt comes by wire: its words show here after a run.") });
 const firstLine = (text) => text.split("\n").find((line) => line.trim()) ?? "";
 
 /** The Prompt-to-Prompt that a control was put on. */
@@ -156,6 +157,6 @@ async function ask(wanted) {
     const answer = await api.fetchApi("/palimpsest/words", { method: "POST", body });
     return await answer.json();
   } catch {
-    return { error: "The server does not answer: start it again." };
+    return { error: t("The server does not answer: start it again.") };
   }
 }

@@ -1,13 +1,14 @@
 /** The words of two prompts, one above the other, as an element of the page. It knows no ComfyUI. */
 
 import { bare, short } from "./word_values.js";
+import { t } from "./words.js";
 
 const COLORS = { kept: "#8a8a93", changed: "#e0a13a", new: "#6cbf6c", gone: "#8a8a93" };
 const TOLD = {
-  kept: "stays: it looks where it looked",
-  changed: "looks where the word above looked",
-  new: "is new: it looks where the model likes",
-  gone: "is left out",
+  kept: "{word} stays: it looks where it looked",
+  changed: "{word} looks where the word above looked",
+  new: "{word} is new: it looks where the model likes",
+  gone: "{word} is left out",
 };
 
 /**
@@ -62,14 +63,14 @@ export class WordRows {
     this.element.prepend(row);
     if (this.values && !held) {
       const chosen = words.target[this.#chosen];
-      this.element.append(chosen ? this.#editor(chosen) : told("Click a word to weigh it."));
+      this.element.append(chosen ? this.#editor(chosen) : told(t("Click a word to weigh it.")));
     }
   }
 
   #column({ above, word, number, state }) {
     const column = make("div", "palimpsest-words-column");
     Object.assign(column.style, { display: "flex", flexDirection: "column", alignItems: "center" });
-    column.title = `${word?.text ?? above} ${TOLD[state]}`;
+    column.title = t(TOLD[state], { word: word?.text ?? above });
     const top = this.#chip(above, "source", state === "gone" ? "gone" : "kept", state === "gone");
     const mark = make("div", "");
     mark.textContent = above && word ? "↓" : " ";
@@ -122,9 +123,9 @@ export class WordRows {
     Object.assign(line.style, { display: "flex", flexWrap: "wrap", gap: "4px 6px", marginTop: "6px" });
     const name = make("b", "");
     name.textContent = bare(word.text);
-    const weight = number(word.weight, -100, 100, 0.5, "weight");
-    const start = number(word.window[0], 0, 1, 0.05, "from");
-    const end = number(word.window[1], 0, 1, 0.05, "to");
+    const weight = number(word.weight, -100, 100, 0.5, "weight", t("weight"));
+    const start = number(word.window[0], 0, 1, 0.05, "from", t("from"));
+    const end = number(word.window[1], 0, 1, 0.05, "to", t("to"));
     weight.input.addEventListener("change", () => this.values.weight(word.text, weight.value()));
     for (const bound of [start, end]) {
       bound.input.addEventListener("change", () =>
@@ -133,7 +134,7 @@ export class WordRows {
     }
     const clear = make("button", "palimpsest-words-clear");
     clear.type = "button";
-    clear.textContent = "clear";
+    clear.textContent = t("clear");
     clear.addEventListener("click", () => {
       clear.blur(); // so that the values shown are those that it leaves
       this.values.clear(word.text);
@@ -183,7 +184,7 @@ function told(text) {
   return line;
 }
 
-function number(value, min, max, step, name) {
+function number(value, min, max, step, name, told) {
   const label = make("label", "");
   const input = make("input", `palimpsest-words-${name}`);
   Object.assign(input, { type: "number", min, max, step, value: short(value) });
@@ -198,7 +199,7 @@ function number(value, min, max, step, name) {
   for (const event of ["keydown", "pointerdown"]) {
     input.addEventListener(event, (e) => e.stopPropagation()); // keys are no shortcuts here
   }
-  label.append(`${name} `, input);
+  label.append(`${told} `, input);
   const inside = () => Math.min(max, Math.max(min, Number(input.value) || 0));
   return { element: label, input, value: () => short(inside()) };
 }

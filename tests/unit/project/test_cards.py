@@ -9,13 +9,10 @@ from palimpsest.tests.make_cards import CARD, CARDS, card_of
 from palimpsest.tests.templates import TITLES, WORKFLOWS, card, file_of
 from PIL import Image
 
-#: For models of the user's own: no machine of ours can draw them.
-PHOTOS = {"edit_photo_sd15", "edit_photo_sdxl"}
-
 
 def test_every_workflow_has_its_card():
     assert {path.stem for path in WORKFLOWS.glob("*.json")} == set(TITLES.values())
-    assert TITLES.keys() == CARDS.keys() | PHOTOS
+    assert TITLES.keys() == CARDS.keys()
     assert all(card(name).is_file() for name in TITLES)
 
 
