@@ -7,15 +7,15 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
 const NAME = /^(palimpsest_example\w*\.webp)( \[input\])?$/;
+const brought = new Set(); // since the page was loaded
 
 app.registerExtension({
   name: "palimpsest.ExamplePictures",
 
   async beforeConfigureGraph(workflow) {
-    const missing = [];
-    for (const name of examplesIn(workflow)) if (!(await isThere(name))) missing.push(name);
-    if (!missing.length) return;
-    await Promise.all(missing.map(bring));
+    const names = [...examplesIn(workflow)].filter((name) => !brought.has(name));
+    if (!names.length) return;
+    await Promise.all(names.map(bring));
     await app.refreshComboInNodes(); // Load Image offers what was there when the page was loaded
   },
 });
@@ -28,13 +28,9 @@ function examplesIn({ nodes = [], definitions } = {}) {
   return new Set(names.filter(Boolean));
 }
 
-async function isThere(name) {
-  const query = new URLSearchParams({ filename: name, type: "input", preview: "webp;1" });
-  const answer = await api.fetchApi(`/view?${query}`).catch(() => null);
-  return answer?.ok ?? true; // a server that does not answer is told of by whoever needs it
-}
-
+/** ComfyUI writes nothing where the very same file is there. */
 async function bring(name) {
+  brought.add(name);
   const own = await fetch(new URL(`./examples/${name}`, import.meta.url));
   const body = new FormData();
   body.append("image", new File([await own.blob()], name, { type: "image/webp" }));

@@ -6,6 +6,7 @@ import re
 import pytest
 from palimpsest.tests.browser.conftest import RENDERERS, enter
 from palimpsest.tests.browser.front_end import load_workflow
+from palimpsest.tests.browser.test_names import FIRST_SCREEN, SEARCH
 from palimpsest.tests.templates import WORKFLOWS, file_of
 
 LOCALES = WORKFLOWS.parent / "locales"
@@ -114,9 +115,4 @@ def test_a_help_page_opens_in_it(speaking, server):
 def test_it_is_searched_for_in_it(speaking):
     page, language = speaking
     name = stored(language, "nodeDefs")["PalimpsestEdit"]["display_name"]
-    found = page.evaluate(
-        """word => document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia
-            ._s.get('nodeDef').nodeSearchService.searchNode(word, [], {limit: 8}).map(n => n.name)""",
-        name,
-    )
-    assert "PalimpsestEdit" in found
+    assert "PalimpsestEdit" in page.evaluate(SEARCH, [name])[name][:FIRST_SCREEN]
