@@ -47,7 +47,7 @@ TRAJECTORY = Trajectory.Input(
     "trajectory",
     optional=True,
     tooltip="Of an earlier Cycle-SDE or DiffEdit: edits the same noise again, "
-    "without running the source. Its own steps, strength, process and seed hold.",
+    "without running the source. Its own steps, strength, sde / ode and seed hold.",
 )
 
 

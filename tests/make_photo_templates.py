@@ -283,6 +283,8 @@ def main(arguments) -> int:
             if TEMPLATES[name].app:
                 shown = {"inputs": TEMPLATES[name].app, "outputs": [5]}
                 made["extra"] |= {"linearMode": True, "linearData": shown}
+                # An App has no canvas to be fitted into.
+                made["extra"]["ds"] = {"scale": 0.8, "offset": [60, 60]}
             text = json.dumps(made, indent=1)
             file_of(f"photo_{name}_{model.key}").write_text(text + "\n", encoding="utf-8")
             sys.stdout.write(f"{name} {model.name}\n")

@@ -24,8 +24,8 @@ const STYLE = `
   height: calc(100% - 2px); border-radius: 5px; cursor: crosshair; }
 .palimpsest-points .keys { position: absolute; width: 1px; height: 1px; padding: 0; border: 0;
   opacity: 0; pointer-events: none; }
-.palimpsest-points .empty { position: absolute; inset: 0; margin: 0; padding: 16px;
-  display: flex; align-items: center; justify-content: center; text-align: center;
+.palimpsest-points .empty { position: absolute; inset: 0; margin: 0; padding: 8px 16px;
+  display: flex; align-items: flex-end; justify-content: center; text-align: center;
   pointer-events: none; color: var(--descrip-text, #999); }
 .palimpsest-points .told { flex: none; height: 38px; overflow: hidden auto; }
 .palimpsest-points .told > * { padding: 2px 6px; border-radius: 4px; }

@@ -182,3 +182,24 @@ def test_every_blueprint_is_described_where_it_is_made():
         assert sorted(node["type"] for node in inside["nodes"]) == kinds
         labels = [entry["name"] for entry in inside["inputs"]]
         assert labels == list(BLUEPRINTS[name].inputs)
+
+
+README = FOLDER.parent / "README.md"
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_the_readme_counts_nodes_and_wires_as_they_are(name):
+    stored = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    (inside,) = stored["definitions"]["subgraphs"]
+    fed = [entry["name"] for entry in inside["inputs"]]
+    by_hand = ["model", "clip", "vae", "image", *(["mask"] if ASKED[name][1] else [])]
+    wires = [
+        link
+        for link in inside["links"]
+        if link["origin_id"] != -10 or fed[link["origin_slot"]] in by_hand
+    ]
+    nodes = len(inside["nodes"]) + 3  # a checkpoint, a picture, and what saves the result
+    row = next(
+        line for line in README.read_text("utf-8").splitlines() if line.startswith(f"| {name} |")
+    )
+    assert row.endswith(f"| {nodes} nodes, {len(wires)} wires |")

@@ -141,7 +141,7 @@ def shape(page):
     """What a translation keeps: headings, list items, links, pictures, lines of code."""
     counted = {"headings": r"^#+ ", "items": r"^ *- ", "code": r"^    \S", "fences": r"^```"}
     told = {name: len(re.findall(pattern, page, re.M)) for name, pattern in counted.items()}
-    return told | {"links": sorted(re.findall(r"\]\(([^)]+)\\)", page))}
+    return told | {"links": sorted(re.findall(r"\]\(([^)]+)\)", page))}
 
 
 @pytest.mark.parametrize("language", HELP)
