@@ -47,6 +47,7 @@ function addPicker(node) {
     getMaxHeight: () => HEIGHT,
   });
   widget.serialize = false;
+  chain(node, "onExecuted", (output) => showWhatRan(node, output));
   const look = watcher(node, rows, fields);
   let timer = 0;
   chain(node, "onAdded", () => (timer ||= setInterval(look, LOOK_EVERY)));
@@ -54,6 +55,15 @@ function addPicker(node) {
     clearInterval(timer);
     timer = 0;
   });
+}
+
+/** Prompts that come by wire: their fields, which nobody reads then, show what arrived. */
+function showWhatRan(node, output) {
+  for (const [place, name] of ["source", "target"].entries()) {
+    const text = output?.palimpsest_prompts?.[place];
+    const widget = widgetOf(node, name);
+    if (text !== undefined && widget && sourceOf(node, name)) widget.value = text;
+  }
 }
 
 function pick(node, fields, word, row) {

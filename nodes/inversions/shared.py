@@ -215,6 +215,12 @@ class Asked:
         samples = samples_of(self.model, self.latent)
         return Picture(self.model, self.positive, negative, samples, levels, cfg, feature)
 
+    def _steps_told(self, done: int) -> str:
+        """How many steps there were; why, where they are not as many as were asked for."""
+        if self.sigmas is not None or done == self.steps:
+            return f"{done} steps"
+        return f"{done} steps ({self.scheduler} spreads {self.steps} over the model's timesteps so)"
+
     def inverted(self, trajectory: Chain, spent: Spent, more: str = "") -> io.NodeOutput:
         """The outputs of an inversion, and what the node shows.
 
@@ -225,7 +231,9 @@ class Asked:
         """
         recipe = replace(trajectory.recipe, seconds=round(spent.seconds, 2))
         trajectory = replace(trajectory, recipe=recipe)
-        text = f"{trajectory.steps} steps, {spent.rows} UNet rows, {spent.seconds:.1f} s"
+        text = (
+            f"{self._steps_told(trajectory.steps)}, {spent.rows} UNet rows, {spent.seconds:.1f} s"
+        )
         return io.NodeOutput(
             trajectory,
             with_samples(self.latent, trajectory.in_host_scale(trajectory.start)),

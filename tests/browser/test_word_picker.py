@@ -202,6 +202,19 @@ def test_prompts_that_come_by_wire_are_shown_after_a_run(page, server):
     hurry(page, 2)
     assert run(page)["kind"] == "execution_success"
     wait_for(page, picker(page, P2P), HEART)
+    scene = "app.graph.nodes.find(n => n.comfyClass === 'PalimpsestDemoScene')"
+    page.evaluate(f"{scene}.widgets.find(w => w.name === 'edit_shape').value = 'star'")
+    page.evaluate(f"{scene}.widgets.find(w => w.name === 'edit_color').value = 'keep'")
+    assert run(page)["kind"] == "execution_success"
+    page.wait_for_timeout(500)
+    words = "app.graph.nodes.find(n => n.comfyClass === 'PalimpsestPromptToPrompt')"
+    shown = page.evaluate(f"{words}.widgets.find(w => w.name === 'target').value")
+    assert shown == "a red star on grass"
+    told = page.evaluate(
+        """() => app.nodeOutputs[String(app.graph.nodes
+            .find(n => n.comfyClass === 'PalimpsestInvertDDIM').id)].palimpsest_text[0]"""
+    )
+    assert "kept from the last run" in told  # the scene is the same, whatever shall become of it
 
 
 def test_nothing_of_it_is_saved_or_sent(page):
