@@ -80,6 +80,39 @@ def fed(*inputs):
     return dict(zip(MODEL, inputs, strict=True))
 
 
+#: What Repaint an Area and From Strokes to Picture have in common: a picture painted by a prompt.
+PROMPTED = (
+    SCALE,
+    Piece("encode", "VAEEncode", (380, 0)),
+    Piece("prompt", "CLIPTextEncode", (380, 140), "What it shall show"),
+    Piece("negative", "CLIPTextEncode", (380, 420), "What to avoid"),
+)
+WIRES = (
+    "scale.IMAGE > encode.pixels",
+    "encode.LATENT > paint.latent",
+    "prompt.CONDITIONING > paint.positive",
+    "negative.CONDITIONING > paint.negative",
+    "paint.latent > decode.samples",
+)
+WIDGETS = (
+    {
+        "what it shall show": ("prompt.text",),
+        "what to avoid": ("negative.text",),
+        "strength": ("paint.strength",),
+        "cfg": ("paint.cfg",),
+        "steps": ("paint.steps",),
+    }
+    | MEGAPIXELS
+    | FRESH
+)
+
+
+def painted(*masks):
+    """The wires of a model and a picture to what paints it by a prompt."""
+    clip, vae = ("prompt.clip", "negative.clip"), ("encode.vae", "decode.vae")
+    return fed(("paint.model",), clip, vae, ("scale.image",), masks)
+
+
 BLUEPRINTS = {
     "Edit Words of a Picture": Blueprint(
         "Changes what you name in a picture and keeps the rest: say what it shows, and what it "
@@ -126,75 +159,29 @@ BLUEPRINTS = {
         "picture stays.",
         ("inpaint", "remove object", "replace object", "paint over", "generative fill", "repaint"),
         (
-            SCALE,
-            Piece("encode", "VAEEncode", (380, 0)),
-            Piece("prompt", "CLIPTextEncode", (380, 140), "What it shall show"),
-            Piece("negative", "CLIPTextEncode", (380, 420), "What to avoid"),
+            *PROMPTED,
             Piece("paint", "PalimpsestInpaint", (860, 0)),
             Piece("decode", "VAEDecode", (1280, 0)),
             Piece("paste", "ImageCompositeMasked", (1280, 140), "The rest as it was"),
         ),
         (
-            "scale.IMAGE > encode.pixels",
-            "encode.LATENT > paint.latent",
-            "prompt.CONDITIONING > paint.positive",
-            "negative.CONDITIONING > paint.negative",
-            "paint.latent > decode.samples",
+            *WIRES,
             "scale.IMAGE > paste.destination",
             "decode.IMAGE > paste.source",
         ),
-        fed(
-            ("paint.model",),
-            ("prompt.clip", "negative.clip"),
-            ("encode.vae", "decode.vae"),
-            ("scale.image",),
-            ("paint.mask", "paste.mask"),
-        )
-        | {
-            "what it shall show": ("prompt.text",),
-            "what to avoid": ("negative.text",),
-            "strength": ("paint.strength",),
-            "cfg": ("paint.cfg",),
-            "steps": ("paint.steps",),
-        }
-        | MEGAPIXELS
-        | FRESH,
+        painted("paint.mask", "paste.mask") | WIDGETS,
     ),
     "From Strokes to Picture": Blueprint(
         "Turns rough strokes, or something pasted in, into a picture by a prompt; under a mask, or "
         "all over.",
         ("sketch to image", "stroke to image", "scribble", "paint over", "sdedit", "img2img"),
         (
-            SCALE,
-            Piece("encode", "VAEEncode", (380, 0)),
-            Piece("prompt", "CLIPTextEncode", (380, 140), "What it shall show"),
-            Piece("negative", "CLIPTextEncode", (380, 420), "What to avoid"),
+            *PROMPTED,
             Piece("paint", "PalimpsestSDEdit", (860, 0)),
             Piece("decode", "VAEDecode", (1280, 0)),
         ),
-        (
-            "scale.IMAGE > encode.pixels",
-            "encode.LATENT > paint.latent",
-            "prompt.CONDITIONING > paint.positive",
-            "negative.CONDITIONING > paint.negative",
-            "paint.latent > decode.samples",
-        ),
-        fed(
-            ("paint.model",),
-            ("prompt.clip", "negative.clip"),
-            ("encode.vae", "decode.vae"),
-            ("scale.image",),
-            ("paint.mask",),
-        )
-        | {
-            "what it shall show": ("prompt.text",),
-            "what to avoid": ("negative.text",),
-            "strength": ("paint.strength",),
-            "cfg": ("paint.cfg",),
-            "steps": ("paint.steps",),
-        }
-        | MEGAPIXELS
-        | FRESH,
+        WIRES,
+        painted("paint.mask") | WIDGETS,
     ),
     "Drag in a Picture": Blueprint(
         "Drags what you point at to where you say: draw arrows on the picture, in the node.",

@@ -98,4 +98,14 @@ export function chain(node, event, also) {
 /** Whether a widget's value comes by a wire. */
 export const isWired = (node, name, hosts = []) => sourceOf(node, name, hosts) !== null;
 
+/**
+ * Make a widget one to read: the App builder offers it as no input. Each renderer asks for that in
+ * its own way, and would hide the widget where the other's is said.
+ */
+export function onlyToRead(widget) {
+  widget.options.disabled = true;
+  const get = () => !LiteGraph.vueNodesMode;
+  Object.defineProperty(widget.options, "canvasOnly", { get, enumerable: true });
+}
+
 export const widgetOf = (node, name) => node.widgets?.find((w) => w.name === name);

@@ -8,7 +8,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { allNodes, nodeOfRun, outputOf, widgetOf } from "./graph.js";
+import { allNodes, nodeOfRun, onlyToRead, outputOf, widgetOf } from "./graph.js";
 
 const NAME = "palimpsest_report";
 const MISTAKE = "palimpsest_mistake";
@@ -125,6 +125,7 @@ function addText(node, name) {
     getMaxHeight: height,
   });
   widget.serialize = false;
+  onlyToRead(widget);
   return widget;
 }
 

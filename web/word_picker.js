@@ -6,7 +6,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { chain, outputOf, sourceOf, widgetFor, widgetOf } from "./graph.js";
+import { chain, onlyToRead, outputOf, sourceOf, widgetFor, widgetOf } from "./graph.js";
 import { isNamed, short, toggled, withoutValue, withValue } from "./word_values.js";
 import { WordRows } from "./word_picker_view.js";
 import { t } from "./words.js";
@@ -47,6 +47,7 @@ function addPicker(node) {
     getMaxHeight: () => HEIGHT,
   });
   widget.serialize = false;
+  onlyToRead(widget);
   chain(node, "onExecuted", (output) => showWhatRan(node, output));
   const look = watcher(node, rows, fields);
   let timer = 0;

@@ -226,6 +226,24 @@ def test_nothing_of_it_is_saved_or_sent(page):
     assert all("palimpsest_words" not in node["inputs"] for node in graph_to_prompt(page).values())
 
 
+def test_what_is_only_read_is_no_input_of_an_app(page, request):
+    """What the App builder asks of a widget, in each renderer; the picker stays to be seen."""
+    load_workflow(page, file_of("demo"))
+    hurry(page, 2)
+    assert run(page)["kind"] == "execution_success"
+    page.wait_for_timeout(500)
+    widgets = page.evaluate(
+        """app.graph.nodes.flatMap(node => node.widgets ?? [])
+            .filter(w => /^palimpsest_/.test(w.name))
+            .map(w => [w.name, w.options.disabled, w.options.canvasOnly])"""
+    )
+    in_canvas = "canvas" in request.node.name
+    assert {name for name, *_ in widgets} == {"palimpsest_words", "palimpsest_report"}
+    assert all(rest == [True, in_canvas] for _, *rest in widgets)
+    assert page.locator(".palimpsest-words").first.is_visible()
+    assert page.locator(".palimpsest-report").first.is_visible()
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
