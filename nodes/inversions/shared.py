@@ -216,10 +216,10 @@ class Asked:
         return Picture(self.model, self.positive, negative, samples, levels, cfg, feature)
 
     def _steps_told(self, done: int) -> str:
-        """How many steps there were; why, where they are not as many as were asked for."""
-        if self.sigmas is not None or done == self.steps:
+        """How many steps there were; why, where they are more than were asked for."""
+        if self.sigmas is not None or done <= self.steps:
             return f"{done} steps"
-        return f"{done} steps ({self.scheduler} spreads {self.steps} over the model's timesteps so)"
+        return f"{done} steps ({self.scheduler} makes {done} of {self.steps})"
 
     def inverted(self, trajectory: Chain, spent: Spent, more: str = "") -> io.NodeOutput:
         """The outputs of an inversion, and what the node shows.

@@ -21,7 +21,8 @@ SIDE, GAP = 256, 6
 def labels():
     """The rows' labels, in the order of the chain."""
     shipped = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-    return [n["widgets_values"][0] for n in shipped["nodes"] if n["type"] == "PalimpsestCompare"]
+    (inside,) = shipped["definitions"]["subgraphs"]
+    return [n["widgets_values"][0] for n in inside["nodes"] if n["type"] == "PalimpsestCompare"]
 
 
 def cell(sheet, row, column, rows):

@@ -175,7 +175,8 @@ def hurry(page, steps=8):
     What fitting is worth is judged elsewhere.
     """
     page.evaluate(
-        """steps => { for (const { widgets } of app.graph.nodes) {
+        """steps => { for (const { widgets } of [app.rootGraph, ...app.rootGraph.subgraphs.values()]
+            .flatMap(graph => graph.nodes)) {
             const named = name => widgets?.find(widget => widget.name === name)
             const set = (name, value) => { if (named(name)) named(name).value = value }
             set("inner_steps", 2)

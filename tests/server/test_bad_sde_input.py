@@ -293,10 +293,10 @@ def _points_in_one_latent_cell_of_copy_paste(server):
     return graph, graph.copy_paste(graph.noised(), points)[0]
 
 
-@case(DRAG, "points were set on a picture of 128 x 128", "64 x 64")
+@case(DRAG, "points were set on a picture of 128 x 128", "96 x 64")
 def _the_points_of_another_picture(server):
     graph = Painting()
-    size = {"width": 64, "height": 64, "upscale_method": "area", "crop": "disabled"}
+    size = {"width": 96, "height": 64, "upscale_method": "area", "crop": "disabled"}
     small = graph.add("ImageScale", image=graph.scene[0], **size)
     return graph, graph.drag(image=small[0])[0]
 

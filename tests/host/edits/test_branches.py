@@ -197,7 +197,7 @@ def test_the_guider_refuses_what_it_cannot_walk(sd1):
         sample(sd1, None, zeros, start, sigmas[1:], guider)
     with pytest.raises(PalimpsestError, match="does not start where the inversion ended"):
         sample(sd1, None, torch.randn_like(start), zeros, sigmas, guider)
-    with pytest.raises(PalimpsestError, match="Edit node for the others"):
+    with pytest.raises(PalimpsestError, match="use Edit Inverted Image for the others"):
         EditGuider(replace(made, correction=Correction(scale=0.5)))
 
 

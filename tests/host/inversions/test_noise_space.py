@@ -409,7 +409,9 @@ def test_guidance_of_the_source_needs_its_other_end(sd1, node):
 def test_eta_of_cyclediffusion_is_that_of_the_edit(sd1):
     assert execute(sd1, InvertCycleDiffusion, eta=0.4).args[0].recipe.eta == 0.4
     for eta in (0.0, 1.2):
-        with pytest.raises(PalimpsestError, match=rf"eta is {eta}, it must be .* from 0\.01 to 1:"):
+        with pytest.raises(
+            PalimpsestError, match=rf"sde / ode \(eta\) is {eta}, it must be .* from 0\.01 to 1:"
+        ):
             execute(sd1, InvertCycleDiffusion, eta=eta)
 
 
