@@ -140,8 +140,15 @@ def spot_of(page, point):
 
 
 def color_at(page, x, y):
-    clip = {"x": int(x), "y": int(y), "width": 1, "height": 1}
-    return Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB").getpixel((0, 0))
+    return tuple(colors_at(page, x, y, beside=0)[0, 0].tolist())
+
+
+def colors_at(page, x, y, beside=2):
+    """[H, W, 3] of what a screenshot shows there, with so many pixels on every side."""
+    side = 2 * beside + 1
+    clip = {"x": int(x) - beside, "y": int(y) - beside, "width": side, "height": side}
+    shown = Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
+    return np.asarray(shown).astype(int)
 
 
 def seen_at(page, x, y):
