@@ -107,28 +107,30 @@ def opened(page, graph):
 
 
 def picture_is_there(page):
-    page.locator(".palimpsest-points .empty:empty").wait_for(state="attached", timeout=10_000)
+    page.locator(".palimpsest-points:visible .empty:empty").wait_for(
+        state="attached", timeout=10_000
+    )
     page.wait_for_timeout(300)  # it is painted
 
 
 def says(page, words):
     """Wait until the editor says something."""
-    page.locator(".palimpsest-points").get_by_text(words).wait_for(timeout=10_000)
+    page.locator(".palimpsest-points:visible").get_by_text(words).wait_for(timeout=10_000)
 
 
 def press_tool(page, name):
-    page.locator(f".palimpsest-points .tools input[value='{name}']").click()
+    page.locator(f".palimpsest-points:visible .tools input[value='{name}']").click()
 
 
 def spot(page, fx, fy):
     """The middle of a pixel of the screen, by fractions of the editor's stage."""
-    box = page.locator(".palimpsest-points canvas").bounding_box()
+    box = page.locator(".palimpsest-points:visible canvas").bounding_box()
     return int(box["x"] + box["width"] * fx) + 0.5, int(box["y"] + box["height"] * fy) + 0.5
 
 
 def spot_of(page, point):
     """Where a pixel of the picture is on the screen while the whole picture is shown."""
-    box = page.locator(".palimpsest-points canvas").bounding_box()
+    box = page.locator(".palimpsest-points:visible canvas").bounding_box()
     scale = min(box["width"] / WIDTH, box["height"] / HEIGHT)
     return tuple(
         box[start] + box[length] / 2 + (at + 0.5 - whole / 2) * scale

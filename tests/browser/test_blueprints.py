@@ -7,8 +7,14 @@ import palimpsest
 import pytest
 from palimpsest.demo.judge import judge
 from palimpsest.tests.browser.front_end import graph_to_prompt, load_workflow, run, run_unseen
+from palimpsest.tests.browser.points_editor import (
+    draw_arrow,
+    picture_is_there,
+    press_tool,
+    put_pictures,
+)
 from palimpsest.tests.make_blueprints import BLUEPRINTS
-from palimpsest.tests.server.pictures import as_tensor, psnr
+from palimpsest.tests.server.pictures import as_tensor, find, psnr
 
 FOLDER = Path(palimpsest.__file__).parent / "subgraphs"
 SIDE = 128 * 128 / 1024**2  # what the demo model paints, in megapixels
@@ -108,6 +114,45 @@ def test_a_blueprint_is_dragged_from_the_library_and_runs(page, server, screensh
     assert judge(as_tensor(made)).caption == caption
     page.wait_for_timeout(500)
     screenshot("done")
+
+
+HOST = "app.graph.nodes.find(node => node.isSubgraphNode?.())"
+POINTS = f"{HOST}.widgets.find(widget => widget.name === 'points').value"
+
+
+def test_the_editor_on_a_blueprint_is_drawn_on_undone_and_kept(page, server):
+    put_pictures(server)
+    load = {
+        "id": 9,
+        "type": "LoadImage",
+        "pos": [80, 700],
+        "widgets_values": ["where.png", "image"],
+    }
+    load_workflow(page, {**AROUND, "nodes": [*AROUND["nodes"], load]}, "blueprint")
+    from_library(page, "Drag in a Picture")
+    page.evaluate(WIRE, [{"radius": 20}, False])
+    page.evaluate(
+        f"""() => {{ const host = {HOST}
+            const image = host.inputs.findIndex(input => input.name === "image")
+            app.graph.getNodeById(9).connect(0, host, image)
+        }}"""
+    )
+    picture_is_there(page)
+    wanted = draw_arrow(page, (0.3, 0.5), (0.6, 0.5))
+    draw_arrow(page, (0.3, 0.8), (0.6, 0.8))
+    press_tool(page, "Undo")
+    drawn = page.evaluate(POINTS)
+    (pair,) = json.loads(drawn)["pairs"]
+    assert [*pair[0], *pair[1]] == pytest.approx([*wanted[0], *wanted[1]], abs=3)
+    sent = find(graph_to_prompt(page), "PalimpsestDragPoints")
+    assert graph_to_prompt(page)[sent]["inputs"]["points"] == drawn
+    stored = page.evaluate("JSON.stringify(app.graph.serialize())")
+    load_workflow(page, AROUND, "another")
+    load_workflow(page, json.loads(stored), "again")
+    picture_is_there(page)
+    assert page.evaluate(POINTS) == drawn
+    draw_arrow(page, (0.3, 0.8), (0.6, 0.8))
+    assert len(json.loads(page.evaluate(POINTS))["pairs"]) == 2
 
 
 OPEN = """() => {
