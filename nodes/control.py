@@ -18,6 +18,9 @@ from .border import Node
 from .inputs import BEFORE
 from .wires import Control
 
+#: What an empty target shows.
+SHALL_SHOW = "What it shall show: a blue heart on grass"
+
 SOURCE = io.String.Input(
     "source",
     multiline=True,
@@ -29,7 +32,7 @@ TARGET = io.String.Input(
     "target",
     multiline=True,
     default="",
-    placeholder="What it shall show: a blue heart on grass",
+    placeholder=SHALL_SHOW,
     tooltip="What it shall show. Change as few words as you can.",
 )
 MODE = io.Combo.Input(

@@ -67,6 +67,8 @@ def _of_prompts(schema: io.Schema, given: Mapping[str, Any]) -> Iterator[str]:
     if types.get("source") == types.get("target") == io.String.io_type:
         if not str(source).strip():
             yield "source is empty: write what the picture shows now."
+        if given.get("target_sentences"):
+            return  # in place of the target
         if not str(target).strip():
             yield "target is empty: write what the picture shall show."
         elif source == target and not given.get("weights"):

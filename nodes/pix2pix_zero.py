@@ -7,13 +7,14 @@ from ..hosts.comfy.directions import directed
 from ..hosts.comfy.edits.bound import BoundControl
 from ..pipelines.attention.pix2pix_zero import Pix2PixZero
 from .border import Node
-from .control import SOURCE
+from .control import SHALL_SHOW, SOURCE
 from .wires import Control
 
 TARGET = io.String.Input(
     "target",
     multiline=True,
-    default="a blue heart on grass",
+    default="",
+    placeholder=SHALL_SHOW,
     tooltip="What it shall show. Not read where target_sentences are given.",
 )
 XA_GUIDANCE = io.Float.Input(

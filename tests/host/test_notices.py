@@ -9,7 +9,9 @@ from comfy_api.latest import io
 from palimpsest.hosts.comfy.fingerprint import prompt_key
 from palimpsest.nodes.border import Node
 from palimpsest.nodes.control import PromptToPrompt
+from palimpsest.nodes.inversions.ddim import InvertDDIM
 from palimpsest.nodes.notices import notices
+from palimpsest.nodes.pix2pix_zero import Pix2PixZeroNode
 from palimpsest.nodes.sde import CycleSDE
 from palimpsest.pipelines.trajectory import Recipe, Trajectory
 from palimpsest.tests.host.inversions.test_laws import prompt, settings_of
@@ -83,6 +85,25 @@ def test_a_mask_of_another_shape_is_told_of_with_both_sizes(sd1, node):
 def test_prompts_that_ask_for_nothing_are_told_of(texts, said):
     found = notices(PromptToPrompt.GET_SCHEMA(), texts)
     assert len(found) == bool(said) and all(said in each for each in found)
+
+
+def test_sentences_stand_for_a_target():
+    schema = Pix2PixZeroNode.GET_SCHEMA()
+    asked = {"source": "a cat", "target": "", "target_sentences": "a dog"}
+    assert notices(schema, asked) == []
+    assert len(notices(schema, asked | {"target_sentences": ""})) == 1
+    prompts = {w.id: w.default for w in schema.inputs if w.id in ("source", "target")}
+    assert prompts == {"source": "", "target": ""}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [(6, "7 steps (ddim_uniform makes 7 of 6)"), (5, "5 steps")]
+)
+def test_more_steps_than_were_asked_for_are_explained(sd1, asked, said):
+    wires = settings_of(InvertDDIM) | {"model": sd1.model, "positive": prompt(sd1, "a cat")}
+    wires |= {"latent": {"samples": torch.randn(1, 4, 8, 8)}, "scheduler": "ddim_uniform"}
+    made = InvertDDIM.execute(**(wires | {"steps": asked, "strength": 1.0}))
+    assert made.ui["palimpsest_text"][0].startswith(f"{said}, ")
 
 
 BY_CONDITIONING = [
