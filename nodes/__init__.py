@@ -2,7 +2,8 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from ..hosts.comfy.reading import add_route
+from ..hosts.comfy import reading
+from ..hosts.comfy.page import answer_page
 from . import (
     attention_maps,
     compare,
@@ -15,6 +16,7 @@ from . import (
     load,
     local_blend,
     pix2pix_zero,
+    scene_page,
     sde,
     sdedit,
     sdedit_sweep,
@@ -38,8 +40,9 @@ class PalimpsestExtension(ComfyExtension):
     """What ComfyUI asks for the nodes."""
 
     async def on_load(self) -> None:
-        """Have the server tell the front end of words."""
-        add_route()
+        """Have the server tell the front end of words, and draw scenes for it."""
+        answer_page("post", reading.ADDRESS, reading.answer)
+        answer_page("get", scene_page.ADDRESS, scene_page.answer)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes, in menu order."""

@@ -1,8 +1,11 @@
 """Nodes that bring a model or a picture into the graph."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..demo import scenes
 from ..hosts.comfy.loading.folder import diffusers_folders, load_folder, resolve_diffusers_folder
@@ -108,6 +111,32 @@ def _edit_inputs() -> list[io.Input]:
     ]
 
 
+@dataclass(frozen=True, eq=False)
+class DrawnScene:
+    """What Demo Scene gives: pictures [H, W, 3] and a mask [H, W] in 0..1, and what they show."""
+
+    image: Tensor
+    mask: Tensor
+    caption: str
+    edit_caption: str
+    true_edit: Tensor
+
+
+def draw_scene(seed: int, parts: Mapping[str, str]) -> DrawnScene:
+    """Draw a scene and its edit.
+
+    Args:
+        seed: 0 or more.
+        parts: A choice for each of `PARTS`, and for each `edit_...` a choice or `KEEP`.
+    """
+    scene = scenes.Scene.random(seed).with_(**{name: parts[name] for name in PARTS})
+    wanted = {name: parts[f"edit_{name}"] for name in PARTS}
+    edited = scene.with_(**{name: part for name, part in wanted.items() if part != KEEP})
+    image, truth = (scenes.render(s)[0] for s in (scene, edited))
+    mask = scenes.changed(scene, edited)
+    return DrawnScene(image, mask, scenes.caption(scene), scenes.caption(edited), truth)
+
+
 class DemoScene(Node):
     """A drawn picture whose true edit is known."""
 
@@ -132,13 +161,9 @@ class DemoScene(Node):
 
     @classmethod
     def run(cls, seed: int, **parts: str) -> io.NodeOutput:
-        scene = scenes.Scene.random(seed).with_(**{name: parts[name] for name in PARTS})
-        wanted = {name: parts[f"edit_{name}"] for name in PARTS}
-        edited = scene.with_(**{name: part for name, part in wanted.items() if part != KEEP})
-        image, truth = (scenes.render(s)[0].unsqueeze(0) for s in (scene, edited))
-        mask = scenes.changed(scene, edited).unsqueeze(0)
-        captions = (scenes.caption(scene), scenes.caption(edited))
-        return io.NodeOutput(image, mask, *captions, truth)
+        drawn = draw_scene(seed, parts)
+        image, mask, truth = (x.unsqueeze(0) for x in (drawn.image, drawn.mask, drawn.true_edit))
+        return io.NodeOutput(image, mask, drawn.caption, drawn.edit_caption, truth)
 
 
 NODES = [LoadDemoModel, LoadDiffusersFolder, DemoScene]

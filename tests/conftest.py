@@ -1,5 +1,6 @@
 """The checkout as the package `palimpsest`, and one real server for all who want to speak to it."""
 
+import re
 import runpy
 import shutil
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,6 +21,20 @@ runpy.run_path(str(ROOT / "dev.py"))["load_package"]()
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+class ByRenderer(LoadFileScheduling):
+    """Files stay together, and the browser's tests by their renderer: each worker opens one."""
+
+    def _split_scope(self, nodeid):
+        renderer = re.search(r"^tests/browser/.*[\[-](canvas|vue)[\]-]", nodeid)
+        return renderer[1] if renderer else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadfile`, the tests are dealt out by `ByRenderer`."""
+    return ByRenderer(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,7 @@ export class Pointers {
     on("pointerleave", () => this.hands.hover(null));
     on("contextmenu", (event) => this.#menu(event, this.#at(event)));
     on("mousedown", (event) => event.preventDefault()); // or the focus goes to what lies below
+    on("mouseup", (event) => event.button === 1 && event.preventDefault()); // or Linux pastes
     const isOurs = (event) => this.area.contains(event.target);
     first("wheel", (event) => isOurs(event) && this.#wheel(event, this.#at(event)));
     for (const type of TOUCHES) first(type, (event) => isOurs(event) && event.stopPropagation());

@@ -12,6 +12,7 @@ const TYPE = "PALIMPSEST_DRAG_EDITOR";
 const MIN_HEIGHT = 300;
 const LOADERS = ["LoadImage", "LoadImageOutput"];
 const MASK_LOADER = "LoadImageMask";
+const SCENE = "PalimpsestDemoScene";
 
 // Nothing tells in both renderers that a widget further up has changed, by hand or by a script,
 // or that a link to it was laid through a subgraph: so we look.
@@ -111,17 +112,17 @@ function watcher(editor, inside) {
     const { node, hosts } = inside();
     if (!node) return;
     const source = sourceOf(node, "image", hosts);
-    const file = fileOf(source);
+    const own = ownPicture(source, hosts);
     const before = key;
-    key = source && `${source.node.id} ${source.slot} ${file}`;
+    key = source && `${source.node.id} ${source.slot} ${own}`;
     const output = outputOf(node);
     if (before !== undefined && key !== before) stale = output;
     const fresh = output === stale ? undefined : output;
-    const pictures = file ? viewOfFile(file) : address(fresh?.palimpsest_picture);
+    const picture = own ?? address(fresh?.palimpsest_picture);
     const mask = sourceOf(node, "mask", hosts);
-    const masks = mask && (maskFileOf(mask) ?? address(fresh?.palimpsest_mask, "#red"));
+    const masks = mask && (ownMask(mask, hosts) ?? address(fresh?.palimpsest_mask, "#red"));
     editor.show({
-      picture: pictures ? api.apiURL(pictures) : null,
+      picture: picture ? api.apiURL(picture) : null,
       why: source
         ? t("Run the graph once: it brings the picture.")
         : t("Connect a picture to image."),
@@ -134,14 +135,31 @@ function watcher(editor, inside) {
 
 const address = (files, ending = "") => (files?.length ? viewOfOutput(files[0]) + ending : null);
 
-/** The file that a loader has chosen for its picture, or undefined for any other node. */
-function fileOf(source) {
+/** Where the picture of a node is that needs no run for it; undefined for any other. */
+function ownPicture(source, hosts) {
+  if (source?.node.type === SCENE) return viewOfScene(source, hosts);
   if (!LOADERS.includes(source?.node.type) || source.slot !== 0) return undefined;
-  return widgetOf(source.node, "image")?.value || undefined;
+  const file = widgetOf(source.node, "image")?.value;
+  return file ? viewOfFile(file) : undefined;
 }
 
-/** Where a loader's mask is, and its channel; undefined for any other node. */
-function maskFileOf({ node, slot }) {
+/** Where the server draws what a Demo Scene is set to; undefined where a part comes by wire. */
+function viewOfScene({ node, slot }, hosts) {
+  const { required } = node.constructor.nodeData.input;
+  const names = Object.keys(required);
+  if (names.some((name) => isWired(node, name, hosts))) return undefined;
+  const set = names.map((name) => [name, String(widgetFor(node, name, hosts)?.value)]);
+  const asked = new URLSearchParams([...set, ["output", node.outputs[slot].name]]);
+  return `/palimpsest/scene?${asked}`;
+}
+
+/** Where such a node's mask is, and its channel; undefined for any other node. */
+function ownMask(source, hosts) {
+  const { node, slot } = source;
+  if (node.type === SCENE) {
+    const scene = viewOfScene(source, hosts);
+    return scene && `${scene}#red`;
+  }
   const file = widgetOf(node, "image")?.value;
   const channel = maskChannelOf(node, slot);
   if (!file || !channel) return undefined;

@@ -7,7 +7,7 @@ Prompt-to-Prompt takes read their prompts by CLIP's own vocabulary, which core c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args
@@ -15,7 +15,6 @@ from typing import Any, get_args
 import folder_paths
 from aiohttp import web
 from comfy.sd1_clip import SD1Tokenizer
-from server import PromptServer
 
 from ...pipelines.attention.hooks import check_part
 from ...pipelines.attention.prompt_to_prompt import Mode, rewrite_prompt
@@ -109,11 +108,3 @@ async def answer(request: web.Request) -> web.Response:
     except (ValueError, TypeError):
         return web.json_response({"error": "What was asked is no JSON of texts."}, status=400)
     return web.json_response(told)
-
-
-def add_route() -> None:
-    """Have the server that is running, if one is, answer the page."""
-    server = getattr(PromptServer, "instance", None)
-    if server is not None:
-        add: Callable = server.routes.post(ADDRESS)
-        add(answer)

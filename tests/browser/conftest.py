@@ -32,9 +32,9 @@ class FrontEnd:
     renderer: str
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser():
-    """A browser for a file: while it is open, its loop runs in the thread of the tests."""
+    """A browser for all files: while it is open, its loop runs in the thread of the tests."""
     with sync_playwright() as playwright:
         path = find_chromium()
         assert path, "no Chromium: run `python dev.py test browser`, or set CHROMIUM"
@@ -43,11 +43,12 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="module", params=RENDERERS)
+@pytest.fixture(scope="package", params=RENDERERS)
 def opened(request, browser, server):
-    """The front end in each renderer, for all tests of a file: to open it takes longer than most.
+    """The front end in each renderer, for all tests: to open it takes longer than most of them.
 
-    One is open at a time, since without a GPU a page takes a sixth of a core while it does nothing.
+    One is open at a time, since without a GPU a page takes a sixth of a core while it does nothing;
+    of two workers each has a renderer (`pytest_xdist_make_scheduler`).
     """
     options = {"viewport": {"width": 1600, "height": 1000}, "base_url": server.url}
     with browser.new_context(**options) as context:

@@ -81,7 +81,7 @@ def editor_nodes(points="", size=(560, 620)):
 
 
 def from_demo_scene():
-    """The same with a picture, and a mask, that are there after a run only."""
+    """The same with a picture, and a mask, that the server draws for the page."""
     scene = {
         "id": 1,
         "type": "PalimpsestDemoScene",
@@ -97,6 +97,37 @@ def from_demo_scene():
         **workflow(),
         "nodes": [scene, editor, wants],
         "links": [*workflow()["links"], [3, 1, 1, 2, 1, "MASK"]],
+    }
+
+
+def after_a_run():
+    """The same with a picture, and a mask, that are there after a run only."""
+    graph = from_demo_scene()
+    between = [
+        between_node(4, "RepeatImageBatch", "IMAGE", "image", 1, fed=1, feeds=4),
+        between_node(5, "ThresholdMask", "MASK", "mask", 0.5, fed=3, feeds=5),
+    ]
+    editor = next(node for node in graph["nodes"] if node["id"] == 2)
+    editor["inputs"][0]["link"], editor["inputs"][1]["link"] = 4, 5
+    links = [
+        [1, 1, 0, 4, 0, "IMAGE"],
+        [2, 2, 0, 3, 0, "*"],
+        [3, 1, 1, 5, 0, "MASK"],
+        [4, 4, 0, 2, 0, "IMAGE"],
+        [5, 5, 0, 2, 1, "MASK"],
+    ]
+    return {**graph, "nodes": [*graph["nodes"], *between], "links": links}
+
+
+def between_node(number, kind, wire, name, value, *, fed, feeds):
+    """A node of core's that hands on what it is given."""
+    return {
+        "id": number,
+        "type": kind,
+        "pos": [-350, 300 + 60 * number],
+        "inputs": [{"name": name, "type": wire, "link": fed}],
+        "outputs": [{"name": wire, "type": wire, "links": [feeds]}],
+        "widgets_values": [value],
     }
 
 

@@ -7,6 +7,7 @@ import pytest
 from palimpsest.tests.browser.front_end import load_workflow, run, widget_values
 from palimpsest.tests.browser.points_editor import (
     PAIRS,
+    after_a_run,
     arrived,
     assert_near,
     color_at,
@@ -251,7 +252,7 @@ def test_text_that_cannot_be_read_stays_until_the_person_edits(page, screenshot)
 
 
 def test_picture_and_mask_of_any_node_come_with_a_run(page, server, screenshot):
-    load_workflow(page, from_demo_scene())
+    load_workflow(page, after_a_run())
     says(page, "Run the graph once")
     screenshot("before")
     ended = run(page)
@@ -271,6 +272,29 @@ def test_picture_and_mask_of_any_node_come_with_a_run(page, server, screenshot):
     page.wait_for_timeout(500)
     lit = color_at(page, *spot(page, 0.5, 0.97))
     assert sum(outside) < 0.6 * sum(lit)
+
+
+def test_a_demo_scene_is_shown_before_any_run_and_after_save_and_load(page, reload, screenshot):
+    opened(page, from_demo_scene())
+    heart = color_at(page, *spot(page, 0.5, 0.5))
+    assert heart[0] > 2 * heart[2]  # it is red
+    set_on_scene(page, "color", "blue")
+    page.wait_for_timeout(1000)
+    heart = color_at(page, *spot(page, 0.5, 0.5))
+    assert heart[2] > 2 * heart[0]
+    stored = page.evaluate("JSON.stringify(app.graph.serialize())")
+    reload()
+    opened(page, json.loads(stored))
+    assert color_at(page, *spot(page, 0.5, 0.5)) == heart
+    screenshot("again")
+
+
+def set_on_scene(page, name, value):
+    page.evaluate(
+        """([name, value]) => {
+            app.graph.getNodeById(1).widgets.find(w => w.name === name).value = value }""",
+        [name, value],
+    )
 
 
 def test_a_sample_of_dragbench_is_imported(page, tmp_path, screenshot):

@@ -94,12 +94,14 @@ def test_the_middle_button_moves_the_picture_alone(page):
     page.mouse.click(*spot_of(page, PAIRS[0][0]))
     turn(page, -500)
     place = graph_place(page)
+    page.evaluate("app.canvas.copyToClipboard(app.graph.nodes)")  # Linux pastes by that button
     page.wait_for_timeout(300)
     under = seen_at(page, *spot(page, 0.4, 0.3))
     drag(page, spot(page, 0.4, 0.3), spot(page, 0.5, 0.35), button="middle")
     page.wait_for_timeout(300)
     assert_near(seen_at(page, *spot(page, 0.5, 0.35)), under)
     assert graph_place(page) == place
+    assert page.evaluate("app.graph.nodes.length") == len(workflow()["nodes"])
 
 
 # --- fingers
