@@ -98,7 +98,8 @@ function write(widget, text) {
 
 /** A function that shows the rows what the node asks for now. */
 function watcher(node, rows, fields) {
-  let key = null;
+  let shown = null;
+  let asked = null;
   let words = null;
   let why = "";
   const show = () => rows.show({ words, why, isOn: (word, row) => isOn(node, fields, word, row) });
@@ -106,13 +107,14 @@ function watcher(node, rows, fields) {
     if (!rows.element.isConnected) return;
     const wanted = questionOf(node);
     const picked = fields && Object.values(fields).map((name) => widgetOf(node, name)?.value);
-    const now = JSON.stringify([wanted, picked]);
-    if (now === key) return;
-    const same = key !== null && JSON.stringify(JSON.parse(key)[0]) === JSON.stringify(wanted);
-    key = now;
-    if (!same) {
+    const question = JSON.stringify(wanted);
+    const now = JSON.stringify([question, picked]);
+    if (now === shown) return;
+    shown = now;
+    if (question !== asked) {
+      asked = question;
       const told = wanted.why ? { error: wanted.why } : await ask(wanted);
-      if (key !== now) return; // it has changed while the server answered
+      if (asked !== question) return; // another one was asked while the server answered
       words = told.error ? null : told;
       why = told.error ?? "";
     }

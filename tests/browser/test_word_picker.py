@@ -180,6 +180,24 @@ def test_words_of_local_blend_are_chosen_by_a_click(page, screenshot):
     assert value_of(page, BLEND, "words") == "red"
 
 
+def test_words_chosen_while_the_server_answers_do_not_lose_the_answer(page):
+    open_typed(page, "local_blend")
+    rows = picker(page, BLEND)
+    rows.get_by_role("button", name="white").wait_for()
+    held = []
+    page.route("**/palimpsest/words", lambda route: held.append(route))
+    type_into(page, P2P, "target", "a blue triangle on a wooden floor")
+    page.wait_for_timeout(500)
+    type_into(page, BLEND, "words", "floor")
+    page.wait_for_timeout(500)
+    assert len(held) == 2  # Prompt-to-Prompt has asked as well
+    for answer in held:
+        answer.continue_()
+    page.unroute("**/palimpsest/words")
+    rows.get_by_role("button", name="blue").wait_for(timeout=5000)
+    assert rows.locator("[aria-pressed=true]").all_text_contents() == ["floor"]
+
+
 def test_words_of_attention_maps_are_chosen_by_a_click(page):
     open_typed(page, "attention_maps")
     page.evaluate(
