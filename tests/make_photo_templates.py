@@ -154,9 +154,13 @@ TEMPLATES = {
 }
 
 #: Where the columns begin, and the rows. The picture's wire to *Before / after* runs below the blue
-#: node, so that it does not read as if it came out of it.
+#: node, so that it does not read as if it came out of it. Painter is as high as the window: it has
+#: a column of its own, which moves those on its right.
 LEFT, MIDDLE, RIGHT = 40, 480, 1060
 TOP, CHECKPOINT, PICTURE, BELOW = 60, 370, 540, 530
+PAINTER = {"pos": [MIDDLE, TOP], "size": [300, 760]}
+PHOTO_BOX = {"pos": [LEFT, PICTURE], "size": [380, 340]}
+ASIDE = {4: 360, 5: 300, 6: 300}  # how far, by the id
 
 
 def laid_out(template: Template, model: Model, stored: dict) -> dict:
@@ -181,8 +185,7 @@ def laid_out(template: Template, model: Model, stored: dict) -> dict:
     if template.compared:
         links += [[saved + 1, 3, 0, 6, 0, "IMAGE"], [saved + 2, 4, 0, 6, 1, "IMAGE"]]
     kind, own = template.picture
-    picture = {"id": 3, "type": kind, "pos": [LEFT, PICTURE]}
-    picture["size"] = [300, 560] if kind == "Painter" else [380, 340]
+    picture = {"id": 3, "type": kind, **(PAINTER if kind == "Painter" else PHOTO_BOX)}
     picture["widgets_values"] = own
     nodes = [_note(template, model), _checkpoint(model), picture, host, _save(template)]
     if template.compared:
@@ -191,6 +194,8 @@ def laid_out(template: Template, model: Model, stored: dict) -> dict:
         nodes.sort(key=lambda node: node["id"])
     for node in nodes:
         _wire(node, links)
+        if kind == "Painter":
+            node["pos"] = [node["pos"][0] + ASIDE.get(node["id"], 0), node["pos"][1]]
     return {
         "last_node_id": 6,
         "last_link_id": len(links),

@@ -16,7 +16,10 @@ app.registerExtension({
     const names = [...examplesIn(workflow)].filter((name) => !brought.has(name));
     if (!names.length) return;
     await Promise.all(names.map(bring));
-    await app.refreshComboInNodes(); // Load Image offers what was there when the page was loaded
+    if (names.every(isOffered)) return;
+    // Load Image offers what was there when the page was loaded; that it is asked for anew without a
+    // word came later than refreshComboInNodes, which lays its own over what the page has to say.
+    await (app.reloadNodeDefs ?? app.refreshComboInNodes).call(app);
   },
 });
 
@@ -26,6 +29,12 @@ function examplesIn({ nodes = [], definitions } = {}) {
   const values = [...nodes, ...inside].flatMap((node) => Object.values(node.widgets_values ?? {}));
   const names = values.map((value) => typeof value === "string" && NAME.exec(value)?.[1]);
   return new Set(names.filter(Boolean));
+}
+
+/** Whether Load Image knows of a picture. */
+function isOffered(name) {
+  const [kind, more] = LiteGraph.registered_node_types.LoadImage.nodeData.input.required.image;
+  return (Array.isArray(kind) ? kind : (more?.options ?? [])).includes(name);
 }
 
 /** ComfyUI writes nothing where the very same file is there. */

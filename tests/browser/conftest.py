@@ -1,6 +1,7 @@
 """A real Chromium on the real front end, in both of its renderers."""
 
 import re
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -32,9 +33,41 @@ class FrontEnd:
     renderer: str
 
 
-@pytest.fixture(scope="package")
-def browser():
+HELD = pytest.StashKey[dict[str, tuple[str, object, ExitStack]]]()
+
+
+def held(request, kind, name, opening):
+    """What a context gives, which is left after the last test of this folder.
+
+    A scope for that pytest has of packages alone, and of modules here would be too short.
+
+    Args:
+        request: Of a fixture of a module.
+        kind: There is one of each at a time: asked for another `name`, the one before is left.
+        name: Which one it is.
+        opening: Makes the context.
+    """
+    folder = request.node.parent
+    kept = folder.stash.setdefault(HELD, {})
+    if kind in kept and kept[kind][0] == name:
+        return kept[kind][1]
+    if kind in kept:
+        kept.pop(kind)[2].close()
+    stack = ExitStack()
+    folder.addfinalizer(stack.close)
+    kept[kind] = name, stack.enter_context(opening()), stack
+    return kept[kind][1]
+
+
+@pytest.fixture(scope="module")
+def browser(request):
     """A browser for all files: while it is open, its loop runs in the thread of the tests."""
+    return held(request, "browser", "Chromium", chromium)
+
+
+@contextmanager
+def chromium():
+    """A Chromium without a window."""
     with sync_playwright() as playwright:
         path = find_chromium()
         assert path, "no Chromium: run `python dev.py test browser`, or set CHROMIUM"
@@ -43,20 +76,26 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="package", params=RENDERERS)
+@pytest.fixture(scope="module", params=RENDERERS)
 def opened(request, browser, server):
-    """The front end in each renderer, for all tests: to open it takes longer than most of them.
+    """The front end in each renderer, for all files: to open it takes longer than most tests.
 
     One is open at a time, since without a GPU a page takes a sixth of a core while it does nothing;
     of two workers each has a renderer (`pytest_xdist_make_scheduler`).
     """
+    return held(request, "page", request.param, lambda: front_end(browser, server, request.param))
+
+
+@contextmanager
+def front_end(browser, server, renderer):
+    """The front end in a renderer."""
     options = {"viewport": {"width": 1600, "height": 1000}, "base_url": server.url}
     with browser.new_context(**options) as context:
         page, complaints = context.new_page(), []
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.extend(our_errors(message)))
-        enter(page, server, request.param)
-        yield FrontEnd(page, complaints, request.param)
+        enter(page, server, renderer)
+        yield FrontEnd(page, complaints, renderer)
 
 
 def enter(page, server, renderer):

@@ -114,7 +114,23 @@ def open_templates(page, pack):
 
 
 def choose_template(page, name):
-    """Load a template from the open Templates dialog."""
+    """Load a template from the open Templates dialog, on a card that is there."""
+    page.evaluate("() => { window.before = app.graph.nodes[0] }")
     page.get_by_test_id(f"template-workflow-{name}").click()
     page.get_by_role("dialog").wait_for(state="hidden")
-    page.wait_for_timeout(500)  # the graph is laid out
+    page.wait_for_function("app.graph.nodes.length && app.graph.nodes[0] !== window.before")
+
+
+def open_template(page, pack, name):
+    """Open the Templates dialog at a pack's own page, and load a template that it shows there."""
+    page.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates') }")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("navigation").get_by_text(pack).click()
+    cards = dialog.locator("[data-testid^='template-workflow-']")
+    cards.first.wait_for()
+    for _ in range(100):  # more come when the last one is seen
+        if dialog.get_by_test_id(f"template-workflow-{name}").count():
+            break
+        cards.last.scroll_into_view_if_needed()
+        page.wait_for_timeout(100)
+    choose_template(page, name)

@@ -3,16 +3,16 @@
 import pytest
 from palimpsest.dev import PACK
 from palimpsest.tests.browser.front_end import (
-    choose_template,
     graph_to_prompt,
     missing_nodes,
+    open_template,
     open_templates,
 )
 from palimpsest.tests.cells import embedded
 from palimpsest.tests.server.pictures import as_tensor
 from palimpsest.tests.templates import TITLES
 
-#: Each in one renderer, both among them; those for SDXL differ by the model's name alone.
+#: Each is run in one renderer, both among them; those for SDXL differ by the model's name alone.
 PHOTOS = [
     ("canvas", "photo_words_sd15"),
     ("canvas", "photo_repaint_sd15"),
@@ -36,9 +36,7 @@ def test_titles_are_in_reading_order_and_every_card_shows_a_picture(page, screen
 
 @pytest.mark.parametrize(("opened", "name"), PHOTOS, indirect=["opened"])
 def test_a_template_for_own_photos_lacks_nothing_but_its_model(page, server, screenshot, name):
-    open_templates(page, PACK)
-    choose_template(page, TITLES[name])
-    page.wait_for_timeout(1500)
+    open_template(page, PACK, TITLES[name])
     assert missing_nodes(page) == []
     told = page.get_by_text("v1-5-pruned-emaonly-fp16.safetensors is missing").first
     told.wait_for(state="attached", timeout=10_000)

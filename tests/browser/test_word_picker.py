@@ -262,6 +262,31 @@ def test_what_is_only_read_is_no_input_of_an_app(page, request):
     assert page.locator(".palimpsest-report").first.is_visible()
 
 
+@pytest.mark.parametrize("opened", ["vue"], indirect=True)  # the builder has no other renderer
+def test_the_app_builder_takes_inputs_and_no_report(page, screenshot):
+    load_workflow(page, file_of("demo"))
+    hurry(page, 2)
+    assert run(page)["kind"] == "execution_success"
+    page.evaluate(
+        "document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia"
+        "._s.get('appMode').enterBuilder()"
+    )
+    taken = page.get_by_test_id("builder-io-item")
+    invert = page.locator("[data-node-id]").filter(has_text="Invert (DDIM")
+    for shown in (
+        page.locator(".palimpsest-report").first,
+        page.locator(".palimpsest-words").first,
+    ):
+        shown.click(force=True)
+    assert shown.is_visible()
+    page.wait_for_timeout(300)
+    assert taken.count() == 0
+    invert.get_by_text("steps", exact=True).click(force=True)
+    taken.wait_for()
+    screenshot("builder")
+    page.get_by_role("button", name="Exit app builder").click()
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
