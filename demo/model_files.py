@@ -90,11 +90,16 @@ def write_painter(folder: Path, painter: Painter, scheduler: DDIMScheduler) -> N
     unet.load_state_dict(painter.unet.state_dict())
     unet.half().save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
-    text = painter.text_encoder
+    write_text_encoder(folder, painter.text_encoder)
+    write_json(folder / "model_index.json", _index())
+
+
+def write_text_encoder(folder: Path, text: CLIPTextModel) -> None:
+    """Write `text_encoder/`."""
     known = text.config.to_dict()
     config = {name: known[name] for name in _TEXT_CONFIG}
     head = {"architectures": ["CLIPTextModel"], "dtype": "float16"}
-    _write_json(folder / "text_encoder" / "config.json", {**head, **config})
+    write_json(folder / "text_encoder" / "config.json", {**head, **config})
     # The names of every published checkpoint: newer transformers dropped the prefix in memory.
     state = {
         f"{_TEXT_PREFIX}{name.removeprefix(_TEXT_PREFIX)}": value.half().contiguous().cpu()
@@ -102,7 +107,6 @@ def write_painter(folder: Path, painter: Painter, scheduler: DDIMScheduler) -> N
         if not name.endswith("position_ids")
     }
     save_file(state, folder / "text_encoder" / "model.safetensors", {"format": "pt"})
-    _write_json(folder / "model_index.json", _index())
 
 
 def load_autoencoder(folder: Path) -> AutoencoderTiny:
@@ -113,6 +117,12 @@ def load_autoencoder(folder: Path) -> AutoencoderTiny:
 def load_painter(folder: Path) -> Painter:
     """UNet, text encoder and tokenizer of a model folder, in single precision."""
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    return Painter(unet.eval(), load_text_encoder(folder), tokenizer)
+
+
+def load_text_encoder(folder: Path) -> CLIPTextModel:
+    """The text encoder of a model folder, in single precision."""
     config = CLIPTextConfig.from_json_file(folder / "text_encoder" / "config.json")
     config.dtype = torch.float32
     text_encoder = CLIPTextModel(config)
@@ -122,8 +132,7 @@ def load_painter(folder: Path) -> Painter:
         for name, value in load_file(folder / "text_encoder" / "model.safetensors").items()
     }
     text_encoder.load_state_dict(state, strict=False)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    return Painter(unet.eval(), text_encoder.eval(), tokenizer)
+    return text_encoder.eval()
 
 
 def _index() -> dict[str, object]:
@@ -141,6 +150,7 @@ def _index() -> dict[str, object]:
     }
 
 
-def _write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file, and its folder where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")

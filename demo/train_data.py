@@ -1,7 +1,7 @@
 """The pool of rendered scenes that training draws from, kept on disk as memory maps."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -67,6 +67,29 @@ def images_of(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
     """Render scenes to images `[N, 3, H, W]` and masks `[N, 1, H, W]`, both in 0..1."""
     images = torch.stack([render(scene)[0] for scene in scenes]).permute(0, 3, 1, 2).contiguous()
     return images, torch.stack([masks(scene).amax(0) for scene in scenes])[:, None]
+
+
+def rows_drawn(pool: Pool, batch: int) -> Callable[[torch.Generator], Tensor]:
+    """Draws the rows `[batch]` of a batch: a caption of a slot's kind, and a scene of it."""
+    rows = {kind: _rows_of(pool, kind) for kind in set(MIX)}
+    slots = [MIX[i % len(MIX)] for i in range(batch)]
+
+    def one_of(choices: Sequence, generator: torch.Generator) -> Tensor:
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+    def draw(generator: torch.Generator) -> Tensor:
+        return torch.stack([one_of(one_of(rows[kind], generator), generator) for kind in slots])
+
+    return draw
+
+
+def _rows_of(pool: Pool, kind: str) -> list[Tensor]:
+    """For each different caption of a kind the rows of the pool that show it."""
+    rows: dict[str, list[int]] = {}
+    for i, text in enumerate(pool.captions):
+        if pool.kinds[i] == kind:
+            rows.setdefault(text, []).append(i)
+    return [torch.tensor(found) for found in rows.values()]
 
 
 def load_pool(folder: Path, count: int, report: Callable[[str], None]) -> Pool:

@@ -1,67 +1,30 @@
 """Stage two: the UNet, trained together with the text encoder on the pool's latents."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from .model_files import Painter, token_ids
-from .train_data import MIX, Pool
+from .train_attention import PlainAttention
+from .train_data import Pool, rows_drawn
 from .train_layout import LayoutHead
 from .train_text import TEXT_WIDTH
-from .training import ThreadTuner, load_checkpoint, save_checkpoint
+from .training import Learning, Plan, train
 
 NOISE_LEVELS = 1000
 LATENT_SIZE = 16
 
 
 @dataclass(frozen=True)
-class DiffusionPlan:
-    """How the UNet is trained. A batch holds the kinds of scenes as `train_data.MIX` says."""
+class DiffusionPlan(Plan):
+    """How the UNet is trained."""
 
     widths: tuple[int, int] = (64, 128)
     steps: int = 7000
-    batch: int = 32
-    peak_rate: float = 1e-3
-    empty_prompts: float = 0.1
-    layout: float = 0.1
-    warm_up: int = 200
-    cool_down: float = 0.35
-    decay: float = 0.999
-    save_seconds: float = 180.0
-    grid_steps: int = 1000
-
-
-class PlainAttention:
-    """Attention by two matrix products: on a CPU its gradient is far quicker than the fused one."""
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q, k, v = (
-            layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for layer, x in (
-                (attn.to_q, hidden_states),
-                (attn.to_k, context),
-                (attn.to_v, context),
-            )
-        )
-        scores = (q * attn.scale) @ k.transpose(-1, -2)
-        with torch.autocast(scores.device.type, enabled=False):
-            weights = scores.softmax(-1)
-        return attn.to_out[0]((weights @ v).transpose(1, 2).flatten(2))
 
 
 def make_scheduler() -> DDIMScheduler:
@@ -91,47 +54,6 @@ def make_unet(widths: tuple[int, int]) -> UNet2DConditionModel:
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
     )
-
-
-class Average(nn.Module):
-    """An exponential moving average of modules, and a way to look through it for a while."""
-
-    def __init__(self, modules: nn.Module, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.count = 0
-        self.shadow = {name: value.clone() for name, value in modules.state_dict().items()}
-
-    def update(self, modules: nn.Module) -> None:
-        self.count += 1
-        decay = min(self.decay, (1 + self.count) / (10 + self.count))
-        live = modules.state_dict()
-        names = [name for name, value in self.shadow.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.shadow[n] for n in names], [live[n] for n in names], 1 - decay)
-
-    def state_dict(self) -> dict[str, object]:
-        return {"count": self.count, "shadow": self.shadow}
-
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        self.count = state["count"]
-        for name, value in state["shadow"].items():
-            self.shadow[name].copy_(value)
-
-    @contextmanager
-    def applied(self, modules: nn.Module) -> Iterator[None]:
-        """Inside, `modules` hold the averaged weights."""
-        live = {name: value.clone() for name, value in modules.state_dict().items()}
-        modules.load_state_dict(self.shadow)
-        try:
-            yield
-        finally:
-            modules.load_state_dict(live)
-
-
-def learning_rate(step: int, plan: DiffusionPlan) -> float:
-    """A short rise, a long plateau, a straight fall: more steps can be planned while it runs."""
-    fall = (plan.steps - step) / (plan.cool_down * plan.steps)
-    return plan.peak_rate * max(0.01, min(1.0, (step + 1) / plan.warm_up, fall))
 
 
 def draw_levels(count: int, alphas: Tensor, generator: torch.Generator) -> Tensor:
@@ -188,68 +110,32 @@ def train_diffusion(
     `show` is called now and then, while the averaged weights are in place.
     """
     modules = nn.ModuleDict({"unet": painter.unet, "text": painter.text_encoder}).train()
-    average = Average(modules, plan.decay)
-    layout = LayoutHead(painter.unet).to(painter.unet.device)
-    learning = [*modules.parameters(), *layout.parameters()]
-    optimiser = torch.optim.AdamW(learning, lr=plan.peak_rate, betas=(0.9, 0.99), fused=True)
-    parts = {"modules": modules, "average": average, "layout": layout, "optimiser": optimiser}
-    step = first = load_checkpoint(checkpoint, parts)
+    layout = unet_layout(painter.unet)
     painter.unet.set_attn_processor(PlainAttention())
     loss_of = _loss_function(latents, pool, painter, layout, plan)
-    threads, mean_loss = ThreadTuner(), 1.0
-    started = saved = monotonic()
-    while step < plan.steps:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, plan)
-        loss = loss_of(step)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(learning, 1.0)
-        optimiser.step()
-        average.update(modules)
-        threads.tick()
-        step += 1
-        mean_loss += 0.02 * (loss.item() - mean_loss)
-        if step % 100 == 0:
-            pace = (monotonic() - started) / (step - first)
-            left = pace * (plan.steps - step) / 60
-            report(f"unet {step}/{plan.steps}: loss {mean_loss:.4f}, {left:.0f} min left")
-        if monotonic() - saved > plan.save_seconds or step == plan.steps:
-            save_checkpoint(checkpoint, parts, step)
-            saved = monotonic()
-        if step % plan.grid_steps == 0 and step < plan.steps:
-            with average.applied(modules):
-                show(step)
+    train(Learning("unet", modules, layout, loss_of), plan, checkpoint, report, show)
     layout.leave()
-    modules.load_state_dict(average.shadow)
     modules.eval()
 
 
-def _rows_of(pool: Pool, kind: str) -> list[Tensor]:
-    """For each different caption of a kind the rows of the pool that show it."""
-    rows: dict[str, list[int]] = {}
-    for i, text in enumerate(pool.captions):
-        if pool.kinds[i] == kind:
-            rows.setdefault(text, []).append(i)
-    return [torch.tensor(found) for found in rows.values()]
+def unet_layout(unet: UNet2DConditionModel) -> LayoutHead:
+    """A head that marks the objects from the UNet's inner features, at 8 x 8 and at 16 x 16."""
+    head = LayoutHead((unet.mid_block, unet.up_blocks[0]), unet.config.block_out_channels[-1])
+    return head.to(unet.device)
 
 
 def _loss_function(
     latents: Tensor, pool: Pool, painter: Painter, layout: LayoutHead, plan: DiffusionPlan
 ) -> Callable[[int], Tensor]:
     """The loss of the batch of a step: everything random in it depends on the step alone."""
-    rows = {kind: _rows_of(pool, kind) for kind in set(MIX)}
+    draw = rows_drawn(pool, plan.batch)
     ids = token_ids(painter.tokenizer, [*pool.captions, ""])
     alphas = make_scheduler().alphas_cumprod.double()
     device = painter.unet.device
-    slots = [MIX[i % len(MIX)] for i in range(plan.batch)]
-
-    def one_of(choices: Sequence, generator: torch.Generator) -> Tensor:
-        return choices[int(torch.randint(len(choices), (), generator=generator))]
 
     def loss_of(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(1_000_003 + step)
-        picks = torch.stack([one_of(one_of(rows[kind], generator), generator) for kind in slots])
+        picks = draw(generator)
         clean = latents[picks]
         noise = torch.randn(clean.shape, generator=generator)
         levels = draw_levels(plan.batch, alphas, generator)

@@ -1,14 +1,16 @@
-"""What helps the UNet to learn places: while it trains, it also tells where each object lies.
+"""What helps a network to learn places: while it trains, it also tells where each object lies.
 
 A convolutional network does not know where in the picture a feature is, and the noise that it is
 to predict hardly depends on a place in the caption: only where the picture is nearly all noise, and
 there by little. It learns to read "on the left" late or never. A linear layer on the features of
 its inner blocks, trained to mark the cells of the first and of the second object, asks for the same
-thing aloud at every noise level. It is thrown away after training: the UNet keeps its shape.
+thing aloud at every noise level. It is thrown away after training: the network keeps its shape.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,21 +19,25 @@ from .things import CANVAS
 
 
 class LayoutHead(nn.Module):
-    """Marks the objects from the features of the last call of a UNet, cell by cell."""
+    """Marks the objects from what some blocks made in their last call, cell by cell.
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    A block gives features `[B, width, side, side]`, or, as Flux's do, a pair of text tokens and
+    image tokens `[B, side * side, width]`.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], width: int) -> None:
         super().__init__()
-        blocks = (unet.mid_block, unet.up_blocks[0])
-        width = unet.config.block_out_channels[-1]
         self.layers = nn.ModuleList(nn.Conv2d(width, 2, 1) for _ in blocks)
         self._seen: dict[nn.Module, Tensor] = {}
         self._handles = [block.register_forward_hook(self._keep) for block in blocks]
 
-    def _keep(self, block: nn.Module, _inputs: object, features: Tensor) -> None:
-        self._seen[block] = features
+    def _keep(
+        self, block: nn.Module, _inputs: object, made: Tensor | tuple[Tensor, Tensor]
+    ) -> None:
+        self._seen[block] = made if isinstance(made, Tensor) else _as_map(made[1])
 
     def leave(self) -> None:
-        """Look at the UNet no longer."""
+        """Look at the blocks no longer."""
         for handle in self._handles:
             handle.remove()
         self._seen.clear()
@@ -68,3 +74,9 @@ def _marks(spots: Tensor, side: int) -> Tensor:
     line = (torch.arange(side, device=spots.device) + 0.5) / side
     x, y, size = spots[..., None, None].unbind(2)
     return ((line - x) ** 2 + (line[:, None] - y) ** 2 < size**2).float()
+
+
+def _as_map(tokens: Tensor) -> Tensor:
+    """Image tokens `[B, side * side, C]`, row by row, as features `[B, C, side, side]`."""
+    side = math.isqrt(tokens.shape[1])
+    return tokens.transpose(1, 2).unflatten(2, (side, side))

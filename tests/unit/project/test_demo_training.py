@@ -12,8 +12,8 @@ from palimpsest.demo.model_files import WEIGHTS, Painter
 from palimpsest.demo.scenes import caption, training_content
 from palimpsest.demo.things import CANVAS
 from palimpsest.demo.train_data import MIX, Pool, training_scenes
-from palimpsest.demo.train_diffusion import DiffusionPlan, make_unet
-from palimpsest.demo.train_layout import LayoutHead, spots_of
+from palimpsest.demo.train_diffusion import DiffusionPlan, make_unet, unet_layout
+from palimpsest.demo.train_layout import spots_of
 from palimpsest.demo.train_text import make_text_encoder
 from transformers import CLIPTokenizer
 
@@ -88,7 +88,7 @@ def test_a_batch_holds_the_kinds_of_the_mix(latents, pool):
         return painter.text_encoder(ids)
 
     spied = Painter(painter.unet, text_encoder, Tokens())
-    layout = LayoutHead(painter.unet)
+    layout = unet_layout(painter.unet)
     loss_of = train_diffusion._loss_function(latents, pool, spied, layout, PLAN)
     with torch.no_grad():
         assert loss_of(0) == loss_of(0) != loss_of(1)
@@ -106,7 +106,7 @@ def test_the_layout_marks_the_cells_of_the_first_object_and_of_the_second():
         assert (CANVAS * spot).tolist() == pytest.approx([thing.x, thing.y, thing.size])
     assert spots_of([scene_of("one", 5, training_content())])[0, 1].tolist() == [0, 0, 0]
     painter = new_painter()
-    layout = LayoutHead(painter.unet)
+    layout = unet_layout(painter.unet)
     for layer in layout.layers:  # it says nothing of where: every cell is as likely marked as not
         torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
     latent, context = torch.zeros(2, 4, 16, 16), painter.embed(["", "a red heart"])
