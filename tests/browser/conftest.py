@@ -80,7 +80,7 @@ def chromium():
 def opened(request, browser, server):
     """The front end in each renderer, for all files: to open it takes longer than most tests.
 
-    One is open at a time, since without a GPU a page takes a sixth of a core while it does nothing;
+    One is open at a time, since without a GPU a page takes a tenth of a core while it does nothing;
     of two workers each has a renderer (`pytest_xdist_make_scheduler`).
     """
     return held(request, "page", request.param, lambda: front_end(browser, server, request.param))

@@ -3,34 +3,20 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from palimpsest.demo import train_diffusion
 from palimpsest.demo.layouts import scene_of
 from palimpsest.demo.model_files import WEIGHTS, Painter
-from palimpsest.demo.scenes import caption, training_content
+from palimpsest.demo.scenes import training_content
 from palimpsest.demo.things import CANVAS
-from palimpsest.demo.train_data import MIX, Pool, training_scenes
+from palimpsest.demo.train_data import MIX
 from palimpsest.demo.train_diffusion import DiffusionPlan, make_unet, unet_layout
 from palimpsest.demo.train_layout import spots_of
 from palimpsest.demo.train_text import make_text_encoder
 from transformers import CLIPTokenizer
 
 PLAN = DiffusionPlan(widths=(32, 64), steps=4, batch=16, warm_up=1, save_seconds=0, grid_steps=2)
-
-
-@pytest.fixture(scope="module")
-def pool():
-    scenes = training_scenes(4 * len(MIX))
-    captions = tuple(caption(scene) for scene in scenes)
-    return Pool(np.zeros(0), np.zeros(0), captions, MIX * 4, spots_of(scenes))
-
-
-@pytest.fixture(scope="module")
-def latents(pool):
-    shape = (len(pool.captions), 4, 16, 16)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 def new_painter():

@@ -1,6 +1,5 @@
 """The flow model of the demo: what it is told, how it samples, and how it is trained."""
 
-import numpy as np
 import pytest
 import torch
 from palimpsest.demo import train, train_flow
@@ -18,7 +17,7 @@ from palimpsest.demo.layouts import KINDS
 from palimpsest.demo.model_files import WEIGHTS, load_text_encoder, token_ids
 from palimpsest.demo.scenes import caption
 from palimpsest.demo.train_attention import attend_plainly
-from palimpsest.demo.train_data import MIX, Pool, held_out_scenes, training_scenes
+from palimpsest.demo.train_data import MIX, held_out_scenes, training_scenes
 from palimpsest.demo.train_flow import FlowPlan, draw_times, new_transformer, single_streams
 from palimpsest.demo.train_layout import LayoutHead, spots_of
 from transformers import CLIPTokenizer
@@ -32,19 +31,6 @@ def texts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("flow")
     copy_parts(WEIGHTS, folder)
     return load_texts(folder)
-
-
-@pytest.fixture(scope="module")
-def pool():
-    scenes = training_scenes(4 * len(MIX))
-    captions = tuple(caption(scene) for scene in scenes)
-    return Pool(np.zeros(0), np.zeros(0), captions, MIX * 4, spots_of(scenes))
-
-
-@pytest.fixture(scope="module")
-def latents(pool):
-    shape = (len(pool.captions), 4, 16, 16)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 def some_painter(texts):
