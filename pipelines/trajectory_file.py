@@ -11,6 +11,7 @@ from torch import Tensor
 from .carried import Carried
 from .errors import PalimpsestError
 from .inversion.edict import Coupled
+from .inversion.fresh_noise import FreshNoise
 from .inversion.mapped_values import MappedValues
 from .inversion.negative_embedding import NegativeEmbedding
 from .inversion.uni_inv import Aligned
@@ -26,7 +27,14 @@ from .trajectory import Recipe, Trajectory
 FORMAT = 3
 
 #: What a file may carry besides the chain. A method that carries something adds its class.
-KINDS: tuple[type[Carried], ...] = (Aligned, Coupled, MappedValues, NegativeEmbedding, Proximal)
+KINDS: tuple[type[Carried], ...] = (
+    Aligned,
+    Coupled,
+    FreshNoise,
+    MappedValues,
+    NegativeEmbedding,
+    Proximal,
+)
 
 #: What a file calls a field of `Recipe`, where the field has another name by now.
 IN_FILE = {"source_key": "source"}

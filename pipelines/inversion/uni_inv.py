@@ -11,14 +11,10 @@ sigma for eps and v prediction, z in t for rectified flow), a step up from level
 with V = 0 at the image: one evaluation a level, nearer to where the step down will ask than that of
 DDIM inversion. Plain steps lead back to the picture up to the square of a step, not the step.
 
-The points a and the guesses D are kept. An edit walks its distance e from the chain, and asks the
-target where the source was asked:
-
-    e_next = c e + (1 - c) (denoise_tgt(a + e, sigma) - D)
-
-A target that says what the source said leaves e at zero: the picture comes back by construction, at
-the cost of the target's rows alone, and what a control reads of the source was seen at the same
-point under the same label.
+The points a and the guesses D are kept. An edit walks its distance from the chain and asks the
+target where the source was asked (`aligned`): a target that says what the source said gives the
+picture back by construction, at the cost of the target's rows alone, and what a control reads of
+the source was seen at the same point under the same label.
 
 References:
     Jiao et al. 2025, UniEdit-Flow: Unleashing Inversion and Editing in the Era of Flow Models,
@@ -33,17 +29,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..aligned import AlignedEdit
 from ..attention.bank import Bank
 from ..attention.control import source_roles
-from ..attention.own_loop import beside_source, kept_within
 from ..carried import Carried
 from ..couplings import OnStep
 from ..denoiser import Denoiser
-from ..editing import Edited, Editing
+from ..editing import Editing
 from ..errors import PalimpsestError
 from ..finite import check_finite
 from ..lending import Asked, Lender
-from ..schedule import Family, Moment, check_rising, moment_at, step_down
+from ..schedule import Family, Moment, check_rising
 from ..trajectory import Recipe, Trajectory
 from .method import Inverted
 
@@ -123,58 +119,9 @@ class Aligned(Carried):
             recorded = Asked("source", hooks=bank.recording)
             record = lender.recorder(recorded, source_roles(bank.control))
             target = Asked("target", hooks=bank.injecting)
-        return AlignedEdit(trajectory, self, lender.denoiser(target), record, bank, mask)
+        points, guesses = self.points[:, None], self.guesses[:, None]
+        return AlignedEdit(trajectory, points, guesses, lender.denoiser(target), record, bank, mask)
 
     def told(self, trajectory: Trajectory, cfg: float) -> str:
         """That correction has no part in it."""
         return "correction is not read: nothing drifts"
-
-
-@dataclass(frozen=True, eq=False)
-class AlignedEdit:
-    """One edit at recorded points: all that is fixed before its first step.
-
-    Attributes:
-        trajectory: The chain.
-        aligned: Its points and guesses.
-        target: Guided by the target prompt; reads the bank.
-        record: The source rows that a control reads; fills the bank. None without a control.
-        bank: What the source leaves for the target, if there is a control.
-        mask: [1 or B, 1, h, w] in 0..1; where it is 0 the picture is kept.
-    """
-
-    trajectory: Trajectory
-    aligned: Aligned
-    target: Denoiser
-    record: Denoiser | None = None
-    bank: Bank | None = None
-    mask: Tensor | None = None
-
-    def run(self, on_step: OnStep | None = None, *, start: Tensor | None = None) -> Edited:
-        """Walk all steps; see `Edit.run`."""
-        trajectory = self.trajectory
-        apart = torch.zeros_like(trajectory.start)
-        if start is not None:
-            apart = start - trajectory.start
-        for i in range(trajectory.steps):
-            apart, guess = self.step(i, apart)
-            if on_step:
-                on_step(i + 1, trajectory.latents[trajectory.steps - i - 1] + apart, guess)
-        end = trajectory.latents[0] + apart
-        return Edited(end, trajectory.latents[0], self.bank and self.bank.bounds)
-
-    def step(self, i: int, apart: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the distance from the chain over step `i`; it and the target's guess.
-
-        Args:
-            i: Counts from the noisiest level.
-            apart: [B, C, ...] e, at the level of the step.
-        """
-        at, level = moment_at(self.trajectory.sigmas, i), self.trajectory.steps - i
-        c = step_down(at.sigma, self.trajectory.sigmas[level - 1]).c
-        point, known = self.aligned.points[level - 1], self.aligned.guesses[level - 1]
-        with beside_source(self.bank, self.record, at, point):
-            guess = self.target(point + apart, at.sigma)
-        apart = c * apart + (1 - c) * (guess - known)
-        check_finite(apart, at)
-        return kept_within(self.bank, self.mask, apart), guess

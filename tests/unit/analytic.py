@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
+from palimpsest.pipelines.denoiser import per_row
 from palimpsest.pipelines.schedule import moment_at
 
 
@@ -46,6 +47,7 @@ class Prompted:
 
     def __call__(self, x, sigma):
         self.calls.append(len(x))
+        sigma = per_row(sigma, x)
         return x - sigma * self.noise(x * (1 + sigma**2).rsqrt(), sigma)
 
 

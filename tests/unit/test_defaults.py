@@ -86,6 +86,16 @@ DEFAULTS = {
     },
     "edit_along.edit_along": {"keep_source": False},
     "editing.Edit": {"eta": 0.0, "keep_source": False, "order": 1, "after": ()},
+    # An edit without inversion is FlowEdit: one noise a level, the whole distance, no sampling.
+    "aligned.Manner": {"renoise": False, "zeta": 0.0, "lag": "none", "plain_steps": 0},
+    "inversion.fresh_noise.noised": {"draws": 1},
+    "inversion.fresh_noise.fresh_noise": {"draws": 1, "levels_at_once": 8},
+    "inversion.fresh_noise.FreshNoise": {
+        "renoise": False,
+        "zeta": 0.0,
+        "lag": "none",
+        "plain_steps": 0,
+    },
     # Gradients flow where a control asks for them.
     "lending.Asked": {"gradients": False},
     "finite.check_finite": {"what": "edit"},

@@ -1,9 +1,11 @@
 """What a trajectory demands of an edit, with a host made of analytic denoisers."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 import torch
+from palimpsest.pipelines.aligned import FLOW_EDIT, AlignedEdit
 from palimpsest.pipelines.attention import bank
 from palimpsest.pipelines.attention.hooks import NO_HOOKS, QKV, Hooks, Site, together
 from palimpsest.pipelines.attention.watch import Begun
@@ -13,8 +15,9 @@ from palimpsest.pipelines.edit_along import edit_along
 from palimpsest.pipelines.editing import Branches, Edit
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.edict import CoupledEdit, couple
+from palimpsest.pipelines.inversion.fresh_noise import fresh_noise
 from palimpsest.pipelines.inversion.negative_embedding import NegativeEmbedding
-from palimpsest.pipelines.inversion.uni_inv import AlignedEdit, uni_inv
+from palimpsest.pipelines.inversion.uni_inv import uni_inv
 from palimpsest.pipelines.noise import seeded
 from palimpsest.pipelines.proximal import Proximal
 from palimpsest.pipelines.rows import Guess, Rows
@@ -336,7 +339,12 @@ def carried_along(invert):
     return Trajectory(made.latents, SIGMAS, X0, made.recipe, carried=made.carried)
 
 
-OWN_LOOPS = {couple: CoupledEdit, uni_inv: AlignedEdit}
+def freshly_noised(denoise, x0, sigmas, *, family):
+    """Two noises at every level, by the words of an inversion."""
+    return fresh_noise(denoise, x0, sigmas, seeded(0), manner=FLOW_EDIT, whole=STEPS, draws=2)
+
+
+OWN_LOOPS = {couple: CoupledEdit, uni_inv: AlignedEdit, freshly_noised: AlignedEdit}
 
 
 @pytest.mark.parametrize("invert", OWN_LOOPS)
@@ -358,7 +366,8 @@ def test_a_loop_of_its_own_runs_under_a_control_as_any_other(invert, control):
 
 @pytest.mark.parametrize("correction", [DIRECT_INVERSION, UNCORRECTED], ids=["chain", "drifts"])
 @pytest.mark.parametrize(
-    "made", [recorded, drawn, lambda: carried_along(couple), lambda: carried_along(uni_inv)]
+    "made",
+    [recorded, drawn, *(partial(carried_along, invert) for invert in OWN_LOOPS)],
 )
 def test_what_bounds_an_edit_bounds_it_in_every_loop_and_is_told(made, correction):
     control = Bounding(ONE, end=2)

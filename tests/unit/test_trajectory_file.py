@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from palimpsest.pipelines.carried import Carried
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.inversion.edict import Coupled
+from palimpsest.pipelines.inversion.fresh_noise import FreshNoise
 from palimpsest.pipelines.inversion.mapped_values import MappedValues
 from palimpsest.pipelines.inversion.negative_embedding import NegativeEmbedding
 from palimpsest.pipelines.inversion.uni_inv import Aligned
@@ -32,6 +33,14 @@ EXAMPLES = {
     MappedValues: MappedValues(picture(STEPS, 2, 1, 2, 3), 5.0, 0.5),
     Aligned: Aligned(picture(*LATENTS[1:].shape), picture(*LATENTS[1:].shape, seed=1)),
     Coupled: Coupled(LATENTS + 1, picture(STEPS, 2, *LATENTS.shape[1:]), 0.93, 1),
+    FreshNoise: FreshNoise(
+        zeta=0.01,
+        lag="fading",
+        points=picture(STEPS, 2, *LATENTS.shape[1:]),
+        guesses=picture(STEPS, 2, *LATENTS.shape[1:], seed=1),
+        noise=LATENTS[0],
+        whole=STEPS + 2,
+    ),
     Proximal: Proximal("hard", 0.25, pull=0.5),
 }
 OLD = {

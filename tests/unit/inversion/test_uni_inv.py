@@ -6,11 +6,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from palimpsest.pipelines.aligned import AlignedEdit
 from palimpsest.pipelines.attention.bank import Bank
 from palimpsest.pipelines.couplings import ddim
 from palimpsest.pipelines.editing import Edited
 from palimpsest.pipelines.errors import PalimpsestError
-from palimpsest.pipelines.inversion.uni_inv import Aligned, AlignedEdit, uni_inv
+from palimpsest.pipelines.inversion.uni_inv import Aligned, uni_inv
 from palimpsest.pipelines.proximal import Proximal
 from palimpsest.pipelines.schedule import FLOW, VP, sigma_from_t, vp_scale
 from palimpsest.pipelines.trajectory import Trajectory
@@ -41,8 +42,9 @@ def inverted(family="vp", denoise=None, x0=X0):
 
 
 def edit(trajectory, target=None, **options):
-    points = trajectory.find(Aligned)
-    return AlignedEdit(trajectory, points, target or Prompted(TARGET, CFG), **options)
+    carried = trajectory.find(Aligned)
+    where = carried.points[:, None], carried.guesses[:, None]
+    return AlignedEdit(trajectory, *where, target or Prompted(TARGET, CFG), **options)
 
 
 def published(velocity, z, times):
