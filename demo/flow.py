@@ -12,12 +12,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..hosts.diffusers.transformer import PATCH, packed, places, unpacked
 from .model_files import token_ids
 
 #: Tokens of a text: every caption of a scene fits, and they are few beside 64 of the picture.
 TEXT_LENGTH = 32
 LATENT_SIZE = 16
-PATCH = 2
 
 
 @dataclass(frozen=True)
@@ -62,33 +62,15 @@ class FlowPainter:
         """v `[B, 4, H, W]` of latents z of that shape at times t `[B]` in 0..1."""
         rows, columns = (side // PATCH for side in z.shape[-2:])
         (tokens,) = self.transformer(
-            hidden_states=pack(z),
+            hidden_states=packed(z),
             encoder_hidden_states=words.states,
             pooled_projections=words.pooled,
             timestep=t,
-            img_ids=token_places(rows, columns).to(z.device),
+            img_ids=places(rows, columns).to(z.device),
             txt_ids=torch.zeros(words.states.shape[1], 3, device=z.device),
             return_dict=False,
         )
-        return unpack(tokens, rows)
-
-
-def pack(z: Tensor) -> Tensor:
-    """A latent `[B, C, H, W]` as tokens `[B, H/2 * W/2, 4 C]`, as Flux packs it."""
-    patches = z.unflatten(3, (-1, PATCH)).unflatten(2, (-1, PATCH))  # [B, C, H/2, 2, W/2, 2]
-    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-
-def unpack(tokens: Tensor, rows: int) -> Tensor:
-    """The latent of `rows` rows of tokens: `pack` undone."""
-    patches = tokens.unflatten(2, (-1, PATCH, PATCH)).unflatten(1, (rows, -1))
-    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-
-
-def token_places(rows: int, columns: int) -> Tensor:
-    """Where tokens lie for RoPE: `[rows * columns, 3]` of 0, row and column."""
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    return torch.stack([torch.zeros_like(row), row, column], -1).flatten(0, 1).float()
+        return unpacked(tokens, rows)
 
 
 def make_transformer(double: int, single: int, heads: int) -> FluxTransformer2DModel:

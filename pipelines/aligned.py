@@ -84,7 +84,8 @@ class AlignedEdit:
 
     Attributes:
         trajectory: The chain.
-        points: [N, draws, B, C, ...] where the source was asked at the levels 1 to N.
+        points: [N - plain steps, draws, B, C, ...] where the source was asked, at the levels above
+            the plain steps.
         guesses: Of that shape, what it said.
         target: Guided by the target prompt; reads the bank. None where it is the source: the
             picture is given back.
@@ -108,13 +109,7 @@ class AlignedEdit:
     whole: int | None = None
 
     def __post_init__(self) -> None:
-        plain, steps = self.manner.plain_steps, self.trajectory.steps
-        if plain > steps:
-            raise PalimpsestError(
-                f"The last {plain} steps shall be plain sampling, of {steps} that are walked: set "
-                f"the plain steps to {steps} or fewer."
-            )
-        if plain and self.noise is None:
+        if self.manner.plain_steps and self.noise is None:
             raise PalimpsestError("Plain steps need a noise of their own, there is none.")
 
     def run(self, on_step: OnStep | None = None, *, start: Tensor | None = None) -> Edited:
@@ -155,13 +150,13 @@ class AlignedEdit:
 
     def _difference(self, at: Moment, apart: Tensor) -> tuple[Tensor, Tensor]:
         """What the target makes of the points, less what the source made; and the former."""
-        level, guesses = at.steps - at.step, []
-        for point in self.points[level - 1]:
+        asked, guesses = at.steps - at.step - 1 - self.manner.plain_steps, []
+        for point in self.points[asked]:
             with beside_source(self.bank, self.record, at, point):
                 guesses.append(self.target(point + apart, at.sigma))
         if len(guesses) == 1:
-            return guesses[0] - self.guesses[level - 1, 0], guesses[0]
-        pairs = zip(guesses, self.guesses[level - 1], strict=True)
+            return guesses[0] - self.guesses[asked, 0], guesses[0]
+        pairs = zip(guesses, self.guesses[asked], strict=True)
         differences = torch.stack([guess - known for guess, known in pairs])
         return differences.mean(0), torch.stack(guesses).mean(0)
 

@@ -172,6 +172,12 @@ CARDS = {
         Cell("reconstructed by DDIM alone", "Reconstruction by DDIM alone"),
         Cell("reconstructed, learned", "Reconstruction, learned"),
     ],
+    "no_inversion": [
+        original("a red heart on grass"),
+        perfect(),
+        Cell("a red cross, by the prompt alone", "Edited by the prompt alone"),
+        Cell("a blue heart, with Prompt-to-Prompt", "Edited with Prompt-to-Prompt"),
+    ],
     "uni_inv": [
         original("a red heart on grass"),
         perfect(),

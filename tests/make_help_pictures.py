@@ -39,6 +39,7 @@ WIDTH = 2 * (HELP.picture + 2 * HELP.gap)  # what the side bar shows without mak
 FROM_CARDS = {
     "PalimpsestCycleSDE": "cycle_sde",
     "PalimpsestDiffEdit": "diffedit",
+    "PalimpsestEditNoInversion": "no_inversion",
     "PalimpsestInpaint": "inpaint",
     "PalimpsestInvertCycleDiffusion": "cyclediffusion",
     "PalimpsestInvertEDICT": "edict",

@@ -37,6 +37,7 @@ TITLES = {
     "edit_friendly": "36 Edit Friendly",
     "cyclediffusion": "37 CycleDiffusion",
     "core_samplers": "38 Edit with core's samplers",
+    "no_inversion": "39 Edit without inversion",
     "cycle_sde": "40 Cycle-SDE, image to image",
     "diffedit": "41 DiffEdit, a mask from words",
     "stroke_edit": "42 Paint over a picture",

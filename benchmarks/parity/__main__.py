@@ -13,6 +13,7 @@ from ...pipelines.errors import PalimpsestError
 from .edict import run_edict
 from .edit import run_direct_inversion, run_inversion, run_offsets, run_uncorrected
 from .edit_friendly import run_edit_friendly
+from .flow import incomparable, reader_of, run_flow
 from .golden import Case, Folder, Result, open_folder
 from .masactrl import run_masactrl, run_uncorrected_masactrl
 from .negative_prompt import run_negative_prompt
@@ -29,6 +30,8 @@ Runner = Callable[[Folder, Case], Result]
 
 def runner_of(case: Case) -> Runner | None:
     """The pipeline that a case is about, or None where we have none yet."""
+    if case.of_flow:
+        return run_flow if reader_of(case) else None
     for start, runner in (
         ("PnPInversion DirectInversion.ddim_inversion", run_inversion),
         ("PnPInversion DirectInversion.invert", run_offsets),
@@ -69,7 +72,7 @@ def main(arguments: list[str]) -> int:
         outcomes = [
             outcome
             for path in options.folders
-            for outcome in _run_folder(path, options.model or GOLDEN / "model", options.only)
+            for outcome in _run_folder(path, options.model or _model_beside(path), options.only)
         ]
     except PalimpsestError as refusal:
         print(refusal, file=sys.stderr)
@@ -82,6 +85,12 @@ def main(arguments: list[str]) -> int:
     return 0 if passed == len(outcomes) else 1
 
 
+def _model_beside(path: Path) -> Path:
+    """The model that stands beside a folder of cases, or the one of the UNet's."""
+    beside = path.resolve().parent / "model"
+    return beside if beside.is_dir() else GOLDEN / "model"
+
+
 def _run_folder(path: Path, model_path: Path, only: str) -> list[bool]:
     """Run the cases of one folder that match, and print a line for each."""
     folder = open_folder(path, model_path)
@@ -91,6 +100,9 @@ def _run_folder(path: Path, model_path: Path, only: str) -> list[bool]:
         if not any(fnmatch(name, pattern) for pattern in only.split(",")):
             continue
         try:
+            if why := incomparable(folder.case(name)):
+                print(f"{name:32} left out: {why}")
+                continue
             passed = _run_case(folder, name)
         except PalimpsestError as refusal:
             print(f"{name}: {refusal}", file=sys.stderr)
@@ -107,7 +119,8 @@ def _run_case(folder: Folder, name: str) -> bool:
         print(f"{name:32} not built yet: {case.method}")
         return False
     result = runner(folder, case)
-    published = sum(part["samples"] for part in case.settings.get("nfe", {}).values())
+    settings = case.settings
+    published = settings.get("rows") or sum(p["samples"] for p in settings.get("nfe", {}).values())
     largest, worst = result.worst
     print(f"{name:32} {largest:9.1e}  {result.rows:5} {published:9}  {worst}", flush=True)
     return result.passed

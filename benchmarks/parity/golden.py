@@ -1,7 +1,8 @@
 """Folders of golden cases: results of published code on a small model, and that model.
 
 A case is `NAME.safetensors` beside `NAME.json`; `text.safetensors` and `text.json` of the folder
-hold the schedule and every prompt with its tokens and embedding.
+hold the schedule and every prompt with its tokens and embedding. The model of a folder of flow
+cases is a folder for each of their transformers; such a case holds its own prompts.
 """
 
 import json
@@ -23,6 +24,9 @@ from ...pipelines.schedule import sigma_from_alpha
 #: Norm of the difference over norm of the published tensor, per tensor and row.
 TOLERANCE = 1e-4
 
+#: What a folder of flow models holds, one folder each.
+FLOW_MODELS = ("flux", "sd3")
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -35,7 +39,12 @@ class Case:
     @property
     def method(self) -> str:
         """What was run, as the case says it."""
-        return self.settings["method"]
+        return self.settings.get("method", "one call")
+
+    @property
+    def of_flow(self) -> bool:
+        """Whether it is one of a flow transformer."""
+        return self.settings.get("model") in FLOW_MODELS
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +137,9 @@ def open_folder(path: Path, model_path: Path) -> Folder:
     Raises:
         PalimpsestError: If the folder or the model is not there.
     """
-    for needed in (path / "text.json", model_path / "unet_config.json"):
+    flows = [model_path / name / "config.json" for name in FLOW_MODELS]
+    unet = [path / "text.json", model_path / "unet_config.json"]
+    for needed in flows if any(file.is_file() for file in flows) else unet:
         if not needed.is_file():
             raise PalimpsestError(
                 f"There is no {needed}: give a folder of golden cases, and its model by --model."

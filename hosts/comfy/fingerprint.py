@@ -105,9 +105,13 @@ def _sampling_key(model: ModelPatcher) -> str:
 def guided_key(
     model: ModelPatcher, positive: Conditioning, negative: Conditioning, cfg: float
 ) -> str:
-    """What tells a guided denoiser from others; "" where it has no name."""
-    shown = [positive] if cfg == 1 else [positive, negative]
-    return source_key(model, shown, note=f"{cfg:g}")
+    """What tells a guided denoiser from others; "" where it has no name.
+
+    Guided away from its own prompt, at whatever scale, it is the prompt's.
+    """
+    if cfg == 1 or conditioning_key(positive) == conditioning_key(negative):
+        return source_key(model, [positive], note="1")
+    return source_key(model, [positive, negative], note=f"{cfg:g}")
 
 
 def _feed(digest: Any, value: Any) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...hosts.comfy.cost import Spent
 from ...hosts.comfy.guidance import Conditioning
-from ...hosts.comfy.inversions.memory import remembered
+from ...hosts.comfy.inversions.memory import LARGEST_KEPT, remembered
 from ...hosts.comfy.inversions.noise import noise_of_trajectory
 from ...hosts.comfy.inversions.noise_space import invert_noise
 from ...hosts.comfy.inversions.picture import Picture
@@ -26,9 +26,6 @@ from ..inputs import cfg_input, levels_at_once_input, scheduler_input, seed_inpu
 from ..wires import Trajectory, report
 
 CATEGORY = "palimpsest/invert"
-
-#: Bytes at most of a trajectory that is kept for a next run: 20 times one of SDXL at 1024 px.
-LARGEST_KEPT = 2**28
 
 #: What a node says of a picture that it has inverted before, and what that cost.
 KNOWN = "kept from the last run: model, picture, prompt and settings are the same"

@@ -37,31 +37,30 @@ from ..trajectory import Recipe, Trajectory
 from .method import Inverted
 
 
-def noised(x0: Tensor, sigmas: Tensor, draw: Draw, *, draws: int = 1) -> Tensor:
+def noised(x0: Tensor, levels: Tensor, draw: Draw, *, draws: int = 1) -> Tensor:
     """A picture under fresh noise at every level.
 
     Args:
-        x0: [B, C, ...] float32, the image at `sigmas[0]`.
-        sigmas: [N+1] rising levels.
+        x0: [B, C, ...] float32, the image at sigma 0.
+        levels: [N] rising sigmas.
         draw: Asked N times `draws` times, from the noisiest level down.
         draws: How many at each level.
 
     Returns:
-        [N, draws, B, C, ...] at the levels 1 to N.
+        [N, draws, B, C, ...].
 
     Raises:
-        PalimpsestError: If the levels do not rise, or nothing is drawn.
+        PalimpsestError: If nothing is drawn.
     """
-    check_rising(sigmas)
     if draws < 1:
         raise PalimpsestError(f"At least 1 noise is drawn at every level, got {draws}: raise it.")
-    falling = sigmas[1:].flip(0).tolist()
+    falling = levels.flip(0).tolist()
     drawn = [x0 + sigma * draw(x0) for sigma, _ in product(falling, range(draws))]
     return torch.stack(drawn).unflatten(0, (len(falling), draws)).flip(0)
 
 
 def fresh_noise(
-    source: Denoiser | None,
+    source: Denoiser,
     x0: Tensor,
     sigmas: Tensor,
     draw: Draw,
@@ -76,7 +75,7 @@ def fresh_noise(
 
     Args:
         source: Guided as the edits want it; called with one sigma per row, unless `levels_at_once`
-            is 1. None where the only edit is the source itself: nothing is asked.
+            is 1.
         x0: [B, C, ...] float32, the image at `sigmas[0]`.
         sigmas: [N+1] rising levels.
         draw: Asked as by `noised`, and once more for the plain steps.
@@ -86,19 +85,29 @@ def fresh_noise(
         levels_at_once: Noised pictures (of B rows) per call.
         on_levels: Called with the number of noised pictures done.
 
+    The source is not asked where sampling will be plain: no one reads it.
+
     Raises:
-        PalimpsestError: As `noised`, and if no level goes into a call.
+        PalimpsestError: If the levels do not rise, nothing is drawn, no level goes into a call, or
+            there are as many plain steps as steps.
     """
+    check_rising(sigmas)
     if levels_at_once < 1:
         raise PalimpsestError(f"At least 1 level goes into a call, got {levels_at_once}: raise it.")
-    points = noised(x0, sigmas, draw, draws=draws)
-    levels = torch.cat([sigmas[:1], sigmas[1:].repeat_interleave(draws)])
-    guesses = torch.zeros_like(points)
-    if source is not None:
-        chain = torch.cat([x0[None], points.flatten(0, 1)])
-        guesses = denoise_chain(
-            source, chain, levels, levels_at_once=levels_at_once, on_levels=on_levels
-        ).unflatten(0, points.shape[:2])
+    plain, steps = manner.plain_steps, len(sigmas) - 1
+    if plain >= steps:
+        raise PalimpsestError(
+            f"The last {plain} steps shall be plain sampling, of {steps} that are walked: set the "
+            f"plain steps to {steps - 1} or fewer."
+        )
+    points = noised(x0, sigmas[1 + plain :], draw, draws=draws)
+    levels = torch.cat([sigmas[:1], sigmas[1 + plain :].repeat_interleave(draws)])
+    chain = torch.cat([x0[None], points.flatten(0, 1)])
+    guesses = denoise_chain(
+        source, chain, levels, levels_at_once=levels_at_once, on_levels=on_levels
+    ).unflatten(0, points.shape[:2])
+    noise = draw(x0)
+    below = [x0 + sigma * noise for sigma in sigmas[1 : 1 + plain].tolist()]
     carried = FreshNoise(
         manner.renoise,
         manner.zeta,
@@ -106,10 +115,11 @@ def fresh_noise(
         manner.plain_steps,
         points=points,
         guesses=guesses,
-        noise=draw(x0),
+        noise=noise,
         whole=whole,
     )
-    return Inverted(torch.cat([x0[None], points[:, 0]]), Recipe("fresh noise"), carried=(carried,))
+    latents = torch.stack([x0, *below, *points[:, 0]])
+    return Inverted(latents, Recipe("fresh noise"), carried=(carried,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +127,8 @@ class FreshNoise(Manner, Carried):
     """A picture under noise, what its source made of it, and how edits walk from there.
 
     Attributes:
-        points: [N, draws, B, C, ...] the noised pictures at the levels 1 to N, in x.
+        points: [N - plain steps, draws, B, C, ...] the noised pictures at the levels above the
+            plain steps, in x.
         guesses: Of that shape, the source's denoised guesses.
         noise: [B, C, ...] of the plain steps.
         whole: Steps of the schedule whose last are walked.
@@ -133,7 +144,7 @@ class FreshNoise(Manner, Carried):
 
     def check(self, trajectory: Trajectory) -> None:
         """Refuse tensors of another size, and what would touch the chain alone."""
-        levels, *image = trajectory.latents[1:].shape
+        levels, *image = trajectory.latents[1 + self.plain_steps :].shape
         draws = self.points.shape[1] if self.points.ndim > 1 else 0
         wanted = {"points": (levels, max(draws, 1), *image), "noise": tuple(image)}
         wanted["guesses"] = wanted["points"]
@@ -141,7 +152,7 @@ class FreshNoise(Manner, Carried):
             if tuple(tensor.shape) != wanted[name]:
                 raise PalimpsestError(
                     f"The trajectory's {name} are {tuple(tensor.shape)}, they must be "
-                    f"{wanted[name]}: those of every level above the lowest."
+                    f"{wanted[name]}: those of the levels above the plain steps."
                 )
         if len(trajectory.carried) > 1:
             raise PalimpsestError(

@@ -21,11 +21,12 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True)
 def nothing_is_remembered(monkeypatch):
     """Two inversions that a test compares are two inversions; `test_memory` is about the rest."""
-    inverting = sys.modules.get("palimpsest.nodes.inversions.shared")
-    if inverting is not None:
-        monkeypatch.setattr(
-            inverting, "remembered", lambda method, wires, invert, is_small: (invert(), False)
-        )
+    for name in ("nodes.inversions.shared", "hosts.comfy.edits.no_inversion"):
+        module = sys.modules.get(f"palimpsest.{name}")
+        if module is not None:
+            monkeypatch.setattr(
+                module, "remembered", lambda method, wires, invert, is_small: (invert(), False)
+            )
 
 
 @pytest.fixture

@@ -17,6 +17,9 @@ from ..fingerprint import digest_of
 
 Result = TypeVar("Result")
 
+#: Bytes at most of what is kept for a next run: 20 times a trajectory of SDXL at 1024 px.
+LARGEST_KEPT = 2**28
+
 #: By model, of each method the last question and its answer. A model that ComfyUI has dropped, as
 #: it does when anything before it changes, takes them along.
 _LAST: WeakIdKeyDictionary = WeakIdKeyDictionary()

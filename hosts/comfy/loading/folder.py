@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from ....pipelines.errors import QUOTED, PalimpsestError, quoted
 from .clip import load_clip, text_parts, text_widths
 from .search import model_folders
+from .transformer import load_transformer, read_widths
 from .unet import load_unet
 from .unet_shape import UNetShape, read_shape
 from .vae import load_vae, preview_colors, read_vae_config
@@ -29,6 +30,8 @@ class LoadedModel:
 def load_folder(folder: Path) -> LoadedModel:
     """Load a Stable Diffusion 1.x, 2.x or XL shaped pipeline folder of any size.
 
+    A small transformer of Flux's kind, which reads CLIP alone, is loaded as well.
+
     Args:
         folder: The folder that holds model_index.json. Which folders are allowed is the caller's
             matter, see `resolve_diffusers_folder`.
@@ -36,13 +39,27 @@ def load_folder(folder: Path) -> LoadedModel:
     Raises:
         PalimpsestError: If it is no such pipeline, or damaged; the message says what to do.
     """
-    read_index(folder)
-    _check_parts(folder, read_shape(folder))
-    loaded = LoadedModel(model=load_unet(folder), clip=load_clip(folder), vae=load_vae(folder))
+    if "transformer" in read_index(folder):
+        _check_flow_parts(folder)
+        model = load_transformer(folder)
+    else:
+        _check_parts(folder, read_shape(folder))
+        model = load_unet(folder)
+    loaded = LoadedModel(model=model, clip=load_clip(folder), vae=load_vae(folder))
     latents = loaded.model.model.latent_format
     if latents.latent_rgb_factors is None:
         preview_colors(loaded.vae, latents)
     return loaded
+
+
+def _check_flow_parts(folder: Path) -> None:
+    """Refuse parts of a flow pipeline that each load and do not belong together."""
+    wanted = read_widths(folder)
+    context, pooled = text_widths(folder)
+    latent = read_vae_config(folder)["latent_channels"]
+    _fit(folder, "text encoder gives", context, "numbers a token", wanted.context)
+    _fit(folder, "text encoder gives", pooled, "pooled numbers", wanted.pooled)
+    _fit(folder, "vae gives", latent, "latent channels", wanted.channels)
 
 
 def _check_parts(folder: Path, shape: UNetShape) -> None:

@@ -1,8 +1,6 @@
 """A diffusers UNet folder as a ComfyUI MODEL: its own UNetModel under its own model management.
 
-Only descriptions are made here: the UNet's shape, the noise schedule and the latent format. The
-network, its dtype, its device and its patching are core's, done in the order of
-`comfy.sd.load_state_dict_guess_config`.
+Only descriptions are made here: the UNet's shape, the noise schedule and the latent format.
 """
 
 from collections.abc import Mapping
@@ -22,9 +20,10 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import Timestep, UNetModel
 from torch import Tensor, nn
 
 from .noise_schedule import NoiseSchedule, read_schedule
+from .patcher import as_model
 from .unet_shape import UNetShape, read_shape
 from .vae import latent_format
-from .weights import load_weights, read_weights
+from .weights import read_weights
 
 
 def load_unet(folder: Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
@@ -44,55 +43,15 @@ def load_unet(folder: Path, disable_dynamic: bool = False) -> comfy.model_patche
     names = comfy.utils.unet_to_diffusers(shape.unet_config)
     read = read_weights(folder / "unet", "diffusion_pytorch_model")
     weights = {names.get(key, key): weight for key, weight in read.items()}
-    _rehearse(shape, weights, names)
-
-    management = comfy.model_management
-    device = management.get_torch_device()
-    dtype = _choose_dtype(config, weights, device)
-    first = management.unet_inital_load_device(comfy.utils.calculate_parameters(weights), dtype)
-    model = config.get_model(weights, device=first)
-    # Core swaps the class behind this name when it starts: read it here, not at import.
-    core = comfy.model_patcher.CoreModelPatcher
-    patcher = (comfy.model_patcher.ModelPatcher if disable_dynamic else core)(
-        model, load_device=device, offload_device=management.unet_offload_device()
-    )
-    load_weights(
-        model.diffusion_model,
+    return as_model(
+        config,
+        lambda: UNetModel(**shape.unet_config, operations=comfy.ops.disable_weight_init),
         weights,
-        part="unet",
-        assign=patcher.is_dynamic(),
-        names=_swapped(names),
+        "unet",
+        {ours: theirs for theirs, ours in names.items()},
+        (load_unet, (folder,)),
+        disable_dynamic,
     )
-    patcher.cached_patcher_init = (load_unet, (folder,))
-    if first != torch.device("cpu"):
-        management.load_models_gpu([patcher], force_full_load=True)
-    return patcher
-
-
-def _rehearse(shape: UNetShape, weights: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
-    """Refuse weights that do not fit before room is made for them, however much a config asks."""
-    with torch.device("meta"):
-        unet = UNetModel(**shape.unet_config, operations=comfy.ops.disable_weight_init)
-    load_weights(unet, weights, part="unet", assign=True, names=_swapped(names))
-
-
-def _swapped(names: Mapping[str, str]) -> dict[str, str]:
-    return {ours: theirs for theirs, ours in names.items()}
-
-
-def _choose_dtype(
-    config: "FolderModel", weights: dict[str, Tensor], device: torch.device
-) -> torch.dtype:
-    """Let core choose the dtype of the weights, and of the computation, from its flags."""
-    management = comfy.model_management
-    dtype = management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(weights),
-        supported_dtypes=list(config.supported_inference_dtypes),
-        weight_dtype=comfy.utils.weight_dtype(weights),
-    )
-    cast = management.unet_manual_cast(dtype, device, config.supported_inference_dtypes)
-    config.set_inference_dtype(dtype, cast, device=device)
-    return dtype
 
 
 class FolderModel(comfy.supported_models_base.BASE):

@@ -24,12 +24,20 @@ SUPPORTED = {
     "text_encoder_2": ("CLIPTextModelWithProjection",),
 }
 
+#: The same of a flow transformer that reads one CLIP.
+SUPPORTED_FLOW = {
+    "transformer": ("FluxTransformer2DModel",),
+    "vae": SUPPORTED["vae"],
+    "text_encoder": SUPPORTED["text_encoder"],
+}
+
 
 def read_index(folder: Path) -> dict[str, str]:
     """Read which class each part of a pipeline has: {"unet": "UNet2DConditionModel", ...}.
 
     Raises:
-        PalimpsestError: If this is no folder of a Stable Diffusion shaped pipeline.
+        PalimpsestError: If this is no folder of a Stable Diffusion shaped pipeline, nor of Flux
+            with CLIP alone.
     """
     if not folder.is_dir():
         raise PalimpsestError(
@@ -42,6 +50,9 @@ def read_index(folder: Path) -> dict[str, str]:
         for name, entry in index.items()
         if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
     }
+    if "transformer" in parts:
+        _check_flow(folder, parts)
+        return parts
     for name, allowed in SUPPORTED.items():
         required = name != "text_encoder_2"
         if parts.get(name) not in allowed and (required or name in parts):
@@ -51,6 +62,19 @@ def read_index(folder: Path) -> dict[str, str]:
                 "Stable Diffusion 1.x, 2.x and XL; load other models with ComfyUI's own loaders."
             )
     return parts
+
+
+def _check_flow(folder: Path, parts: Mapping[str, str]) -> None:
+    """Refuse a flow pipeline of classes that no one here knows."""
+    others = {name: ("none",) for name in ("text_encoder_2", "text_encoder_3") if name in parts}
+    for name, allowed in (SUPPORTED_FLOW | others).items():
+        if parts.get(name) not in allowed:
+            raise PalimpsestError(
+                f"The model folder {folder} has a transformer, and its {name} is "
+                f"{parts.get(name, 'missing')[:QUOTED]}: it must be {' or '.join(allowed)}, a "
+                "small model of Flux's kind that reads CLIP alone; load Flux, SD 3 and their like "
+                "with ComfyUI's own loaders."
+            )
 
 
 def read_weights(part: Path, stem: str) -> dict[str, Tensor]:

@@ -6,10 +6,11 @@ from comfy.ldm.flux.model import Flux
 from comfy.model_detection import convert_diffusers_mmdit
 from comfy.ops import disable_weight_init
 from diffusers import FluxPipeline
-from palimpsest.demo.flow import FlowPainter, pack, token_places
+from palimpsest.demo.flow import FlowPainter
 from palimpsest.demo.flow_files import copy_parts, load_flow, load_texts, write_flow
 from palimpsest.demo.model_files import WEIGHTS
 from palimpsest.demo.train_flow import FlowPlan, new_transformer
+from palimpsest.hosts.diffusers.transformer import packed, places
 from palimpsest.tests.host.tiny import randomise
 
 PLAN = FlowPlan()
@@ -61,9 +62,9 @@ def latents(rows, columns):
 @pytest.mark.parametrize("size", [(16, 16), (12, 20)])
 def test_tokens_and_their_places_are_those_of_core(core, size):
     z = latents(*size)
-    tokens, places = core.process_img(z)
-    assert torch.equal(pack(z), tokens)
-    assert torch.equal(token_places(size[0] // 2, size[1] // 2), places[0])
+    tokens, where = core.process_img(z)
+    assert torch.equal(packed(z), tokens)
+    assert torch.equal(places(size[0] // 2, size[1] // 2), where[0])
 
 
 @pytest.mark.parametrize("size", [(16, 16), (12, 20)])

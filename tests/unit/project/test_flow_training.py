@@ -8,9 +8,7 @@ from palimpsest.demo.flow import (
     FlowPainter,
     Words,
     make_transformer,
-    pack,
     sample_flow,
-    unpack,
 )
 from palimpsest.demo.flow_files import copy_parts, load_texts
 from palimpsest.demo.layouts import KINDS
@@ -20,6 +18,7 @@ from palimpsest.demo.train_attention import attend_plainly
 from palimpsest.demo.train_data import MIX, held_out_scenes, training_scenes
 from palimpsest.demo.train_flow import FlowPlan, draw_times, new_transformer, single_streams
 from palimpsest.demo.train_layout import LayoutHead, spots_of
+from palimpsest.hosts.diffusers.transformer import packed, unpacked
 from transformers import CLIPTokenizer
 
 PLAN = FlowPlan(blocks=(1, 2), heads=2, steps=4, batch=16, warm_up=1, save_seconds=0, grid_steps=2)
@@ -137,8 +136,8 @@ def test_a_batch_shows_what_its_captions_say(pool):
 
 def test_unpacking_undoes_packing():
     z = torch.arange(2 * 4 * 6 * 10.0).reshape(2, 4, 6, 10)
-    assert pack(z).shape == (2, 15, 16)
-    assert torch.equal(unpack(pack(z), 3), z)
+    assert packed(z).shape == (2, 15, 16)
+    assert torch.equal(unpacked(packed(z), 3), z)
 
 
 def test_times_are_spread_as_the_two_densities_say():

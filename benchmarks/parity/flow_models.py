@@ -1,0 +1,104 @@
+"""The small transformers of the flow cases, in both hosts: each lends a case its two denoisers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...dev import use_comfy
+from ...hosts.diffusers.transformer import Words, load_transformer
+from ...pipelines.denoiser import Denoiser, RowCount
+
+#: What a case does with the denoisers of source and target.
+Algorithm = Callable[[Denoiser, Denoiser], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """A prompt, and how it is guided.
+
+    Attributes:
+        words: The prompt.
+        negative: The other end of the guidance, None where there is none.
+        cfg: Guidance scale.
+    """
+
+    words: Words
+    negative: Words | None = None
+    cfg: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What a host needs to run a case.
+
+    Attributes:
+        part: The folder of the transformer.
+        x0: [1, C, h, w] the picture, in model scale.
+        levels: [N+1] falling times, for hosts that want to know where they will be asked.
+        source: Of the picture.
+        target: Of the edit; the source's where there is none.
+    """
+
+    part: Path
+    x0: Tensor
+    levels: Tensor
+    source: Branch
+    target: Branch
+
+
+def headless(lesson: Lesson, algorithm: Algorithm) -> tuple[dict[str, Tensor], int]:
+    """Run a case on diffusers' transformer; what it gives, and the rows."""
+    model, rows = load_transformer(lesson.part), RowCount()
+    source, target = (
+        model.denoiser(branch.words, branch.negative, cfg=branch.cfg, rows=rows)
+        for branch in (lesson.source, lesson.target)
+    )
+    return algorithm(source, target), rows.rows
+
+
+def in_comfyui(lesson: Lesson, algorithm: Algorithm) -> tuple[dict[str, Tensor], int]:
+    """Run a case in a session of ComfyUI, on its own network; what it gives, and the rows."""
+    use_comfy()
+
+    from ...hosts.comfy.coordinates import coordinates_of
+    from ...hosts.comfy.guidance import BranchGuider
+    from ...hosts.comfy.loading.transformer import load_bare_transformer
+    from ...hosts.comfy.session import run
+    from ...pipelines.denoiser import constant
+
+    with torch.inference_mode():
+        model = load_bare_transformer(lesson.part)
+        guider = BranchGuider(model)
+        source, target = lesson.source, lesson.target
+        guider.set_conds(*_conditionings(target))
+        guider.set_source(*_conditionings(source))
+        guider.set_cfg(target.cfg)
+
+        def inside(session: Any) -> dict[str, Tensor]:
+            known = session.denoiser(session.source, guidance=constant(source.cfg))
+            return algorithm(known, session.denoiser(session.target))
+
+        coordinates = coordinates_of(model, "parity")
+        found, spent = run(guider, lesson.x0, lesson.levels, inside, coordinates=coordinates)
+    return found, spent.rows
+
+
+def _conditionings(branch: Branch) -> tuple[list, list]:
+    """A branch as ComfyUI's CONDITIONING, and its negative."""
+    positive, negative = (_conditioning(w) for w in (branch.words, branch.negative or branch.words))
+    return positive, negative
+
+
+def _conditioning(words: Words) -> list:
+    told = {} if words.guidance is None else {"guidance": words.guidance}
+    return [[words.states, {"pooled_output": words.pooled, **told}]]
+
+
+#: Who runs the cases.
+HOSTS = {"headless": headless, "ComfyUI": in_comfyui}
