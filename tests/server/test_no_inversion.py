@@ -109,4 +109,4 @@ def test_what_is_missing_is_one_sentence(server):
     graph.save(edit[0], "no_inversion")
     with pytest.raises(Failed) as failed:
         server.run(graph)
-    assert "negative is not connected" in clear(str(failed.value))
+    assert clear(str(failed.value)) and "negative is not connected" in str(failed.value)

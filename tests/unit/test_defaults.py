@@ -96,6 +96,9 @@ DEFAULTS = {
         "lag": "none",
         "plain_steps": 0,
     },
+    # Uni-Edit: omega as published; its tokens are the model's.
+    "uni_edit.disagreement": {"patch": 1},
+    "uni_edit.uni_edit": {"omega": 5.0, "patch": 1},
     # Gradients flow where a control asks for them.
     "lending.Asked": {"gradients": False},
     "finite.check_finite": {"what": "edit"},
