@@ -11,18 +11,31 @@ from ..demo import scenes
 from ..hosts.comfy.loading.folder import diffusers_folders, load_folder, resolve_diffusers_folder
 from .border import Node
 
-DEMO_WEIGHTS = Path(__file__).resolve().parents[1] / "demo" / "weights"
+DEMO = Path(__file__).resolve().parents[1] / "demo"
+DEMO_WEIGHTS = DEMO / "weights"
+#: Where the embedded models lie, by what the node calls them.
+DEMO_MODELS = {"UNet": DEMO_WEIGHTS, "flow transformer": DEMO / "weights_flow"}
 CATEGORY = "palimpsest/load"
 
 MODEL_OUTPUTS = [
-    io.Model.Output(display_name="model", tooltip="The UNet, for Invert and Edit."),
+    io.Model.Output(display_name="model", tooltip="The network, for Invert and Edit."),
     io.Clip.Output(display_name="clip", tooltip="The text encoder, for Prompt-to-Prompt."),
     io.Vae.Output(display_name="vae", tooltip="Turns pictures into latents and back."),
 ]
 
 
+KIND = io.Combo.Input(
+    "kind",
+    options=list(DEMO_MODELS),
+    default="UNet",
+    optional=True,  # graphs from before have none
+    tooltip="UNet: in the shape of SD 1.x, for every node. flow transformer: in the shape of Flux, "
+    "for the nodes that take flow models.",
+)
+
+
 class LoadDemoModel(Node):
-    """The small model that comes with the pack."""
+    """The small models that come with the pack."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -30,16 +43,16 @@ class LoadDemoModel(Node):
             node_id="PalimpsestLoadDemoModel",
             display_name="Load Demo Model (Palimpsest)",
             category=CATEGORY,
-            description="Loads the small diffusion model that comes with Palimpsest. It paints the "
+            description="Loads a small diffusion model that comes with Palimpsest. It paints the "
             "pictures of Demo Scene (Palimpsest) at 128 x 128, without a graphics card too.",
-            search_aliases=["embedded model", "tiny model", "checkpoint", "demo"],
-            inputs=[],
+            search_aliases=["embedded model", "tiny model", "checkpoint", "demo", "tiny flux"],
+            inputs=[KIND],
             outputs=MODEL_OUTPUTS,
         )
 
     @classmethod
-    def run(cls) -> io.NodeOutput:
-        loaded = load_folder(DEMO_WEIGHTS)
+    def run(cls, kind: str = "UNet") -> io.NodeOutput:
+        loaded = load_folder(DEMO_MODELS[kind])
         return io.NodeOutput(loaded.model, loaded.clip, loaded.vae)
 
 

@@ -172,6 +172,12 @@ CARDS = {
         Cell("reconstructed by DDIM alone", "Reconstruction by DDIM alone"),
         Cell("reconstructed, learned", "Reconstruction, learned"),
     ],
+    "flow": [
+        original("a red heart on grass"),
+        perfect(),
+        Cell("striped, without inversion", "Edited without inversion"),
+        Cell("striped, along Uni-Inv", "Edited along Uni-Inv"),
+    ],
     "no_inversion": [
         original("a red heart on grass"),
         perfect(),

@@ -43,6 +43,7 @@ TITLES = {
     "stroke_edit": "42 Paint over a picture",
     "compositing": "43 Paste and harmonise",
     "copy_paste": "44 Drag by copying alone",
+    "flow": "50 Flow transformer, without and with inversion",
 }
 
 

@@ -61,6 +61,7 @@ RESULTS = {
     "sde_drag": {"dragged": "a yellow star on grass"},
     "copy_paste": {"result": "a yellow star on grass"},
     "edict": dict.fromkeys(["prompt", "control"], "a blue heart on grass"),
+    "flow": dict.fromkeys(["walked", "inverted"], "a striped red heart on grass"),
     "no_inversion": {"prompt": "a red cross on grass", "control": "a blue heart on grass"},
     "uni_inv": dict.fromkeys(["prompt", "control"], "a blue heart on grass"),
     "plug_and_play": dict.fromkeys(["prompt", "control"], "a white heart on the sea"),

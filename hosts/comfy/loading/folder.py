@@ -54,12 +54,12 @@ def load_folder(folder: Path) -> LoadedModel:
 
 def _check_flow_parts(folder: Path) -> None:
     """Refuse parts of a flow pipeline that each load and do not belong together."""
-    wanted = read_widths(folder)
+    wanted, part = read_widths(folder), "transformer"
     context, pooled = text_widths(folder)
     latent = read_vae_config(folder)["latent_channels"]
-    _fit(folder, "text encoder gives", context, "numbers a token", wanted.context)
-    _fit(folder, "text encoder gives", pooled, "pooled numbers", wanted.pooled)
-    _fit(folder, "vae gives", latent, "latent channels", wanted.channels)
+    _fit(folder, "text encoder gives", context, "numbers a token", wanted.context, part)
+    _fit(folder, "text encoder gives", pooled, "pooled numbers", wanted.pooled, part)
+    _fit(folder, "vae gives", latent, "latent channels", wanted.channels, part)
 
 
 def _check_parts(folder: Path, shape: UNetShape) -> None:
@@ -86,10 +86,10 @@ def _check_parts(folder: Path, shape: UNetShape) -> None:
         )
 
 
-def _fit(folder: Path, who: str, given: int, what: str, wanted: int) -> None:
+def _fit(folder: Path, who: str, given: int, what: str, wanted: int, network: str = "unet") -> None:
     if given != wanted:
         raise PalimpsestError(
-            f"In the model folder {folder} the {who} {given} {what}, the unet reads "
+            f"In the model folder {folder} the {who} {given} {what}, the {network} reads "
             f"{wanted}: all parts must come from the same model; download the folder again."
         )
 

@@ -19,6 +19,7 @@ from palimpsest.hosts.comfy.edits.no_inversion import (
 )
 from palimpsest.hosts.comfy.inversions.memory import remembered
 from palimpsest.hosts.comfy.loading.folder import load_folder
+from palimpsest.hosts.diffusers.no_inversion import noise_freshly
 from palimpsest.nodes.control import PromptToPrompt
 from palimpsest.nodes.no_inversion import LEFT, EditNoInversion, Own
 from palimpsest.pipelines.aligned import Manner
@@ -33,6 +34,8 @@ from palimpsest.tests.host.inversions.test_laws import settings_of
 
 #: float32 in a batch of another size, through a network of random weights.
 BATCHED = 1e-5
+#: Two libraries' kernels in float32, at little noise (see agree.Setting).
+HOSTS = 1e-4
 #: The same formulas in other coordinates, in float32.
 RESTATED = 1e-5
 
@@ -253,6 +256,36 @@ def test_its_trajectory_serves_another_edit(sd1):
     along = edit(EditRequest(sd1.model, out.trajectory, *prompts, FEW.cfg, *rest))
     assert torch.equal(along.latent, out.latent)
     assert along.spent.rows == out.spent.rows - out.trajectory.recipe.rows
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_both_hosts_agree(sd1_folder, control):
+    setting = agree.Setting(latent_for(agree.in_comfyui(sd1_folder)))
+    loaded, model = agree.in_comfyui(sd1_folder), agree.headless(sd1_folder)
+    texts = (setting.source, setting.target, "")
+    numbers = Numbers(10, 0.3, 1.5, 2.5)
+    words = agree.words(*(model.prompt(text).tokens for text in texts[:2])) if control else None
+    request = on_a_unet(loaded, numbers, source=setting.source, target=setting.target)
+    if control:
+        told = settings_of(PromptToPrompt) | dict(zip(("source", "target"), texts, strict=False))
+        made = PromptToPrompt.execute(clip=loaded.clip, **told).args
+        request = replace(request, source=made[1], target=made[2], control=made[0])
+        words = made[0].control
+    ours = edit_without_inversion(request)
+    scale = loaded.model.model.latent_format.scale_factor
+    source, target, empty = (model.prompt(text) for text in texts)
+    trajectory = noise_freshly(
+        model.unet,
+        request.samples * scale,
+        source,
+        ours.trajectory.sigmas,
+        whole=numbers.steps,
+        negative=empty,
+        source_cfg=numbers.source_cfg,
+    )
+    whole = model.unet.edit(trajectory, source, target, empty, cfg=numbers.cfg, control=words)
+    assert relative(ours.latent, whole.run().latent / scale) < HOSTS
+    assert relative(ours.latent, request.samples) > 0.01
 
 
 def test_a_control_reads_the_source_in_every_noise(sd1):

@@ -1,0 +1,208 @@
+"""The edits that are compared, on the embedded flow model and on the embedded UNet."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...demo.flow_files import WEIGHTS_FLOW, load_flow
+from ...demo.model_files import WEIGHTS, load_autoencoder
+from ...hosts.diffusers.folder import DiffusersModel, load_folder
+from ...hosts.diffusers.no_inversion import noise_freshly
+from ...hosts.diffusers.transformer import DiffusersTransformer, Words
+from ...pipelines.aligned import FLOW_EDIT, AlignedEdit, Manner
+from ...pipelines.attention.prompt_to_prompt import rewrite_prompt
+from ...pipelines.denoiser import RowCount
+from ...pipelines.inversion.fresh_noise import FreshNoise, fresh_noise
+from ...pipelines.inversion.uni_inv import Aligned, uni_inv
+from ...pipelines.noise import seeded
+from ...pipelines.schedule import FLOW, sigma_from_t
+from ...pipelines.trajectory import Trajectory
+from ...pipelines.uni_edit import uni_edit
+from ..inversions.scene_edits import Task
+
+STEPS = 30
+FEW = 12
+
+#: Side of the cells that are one token of the transformer.
+PATCH = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Edited:
+    """[1, 128, 128, 3] an edited picture, and what it cost: rows, and seconds of one core."""
+
+    image: Tensor
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to edit.
+
+    Attributes:
+        name: In the table.
+        model: "UNet" or "flow".
+        steps: Of the whole schedule.
+        strength: Part of them that is walked.
+        guidance: Of source and target.
+        way: Makes the edit.
+        manner: How an edit without inversion walks.
+        words: Whether Prompt-to-Prompt holds it.
+        omega: Of Uni-Edit, 0 without.
+    """
+
+    name: str
+    model: str
+    steps: int
+    strength: float
+    guidance: tuple[float, float]
+    way: str
+    manner: Manner = FLOW_EDIT
+    words: bool = False
+    omega: float = 0.0
+
+
+#: By the names that --methods takes.
+METHODS = {
+    "unet_direct": Method(
+        "Direct Inversion + Prompt-to-Prompt", "UNet", STEPS, 1.0, (1.0, 5.0), "ddim", words=True
+    ),
+    "unet_walk": Method("FlowEdit", "UNet", STEPS, 0.5, (3.0, 5.0), "walk"),
+    "unet_walk_words": Method(
+        "FlowEdit + Prompt-to-Prompt", "UNet", STEPS, 0.5, (3.0, 5.0), "walk", words=True
+    ),
+    "unet_few": Method(
+        "DDCM, few steps", "UNet", FEW, 0.7, (1.0, 2.3), "walk", Manner(renoise=True)
+    ),
+    "walk": Method("FlowEdit", "flow", STEPS, 0.7, (1.5, 5.5), "walk"),
+    "walk_sd3": Method("FlowEdit, SD 3's guidance", "flow", STEPS, 0.66, (3.5, 13.5), "walk"),
+    "align": Method("FlowAlign", "flow", STEPS, 1.0, (1.0, 7.5), "align", Manner(zeta=0.01)),
+    "fading": Method("DVRF", "flow", STEPS, 1.0, (1.5, 5.5), "walk", Manner(lag="fading")),
+    "few": Method("DDCM, few steps", "flow", FEW, 0.7, (1.0, 2.3), "walk", Manner(renoise=True)),
+    "uni": Method("Uni-Inv", "flow", STEPS, 0.6, (1.0, 4.0), "uni"),
+    "uni_edit": Method("Uni-Inv + Uni-Edit", "flow", 15, 0.6, (1.0, 1.0), "uni", omega=5.0),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class FlowModel:
+    """The embedded flow model, headless."""
+
+    weights: Path
+
+    @cached_property
+    def _painter(self):  # noqa: ANN202 - the demo's own
+        return load_flow(self.weights)
+
+    @cached_property
+    def _autoencoder(self):  # noqa: ANN202
+        return load_autoencoder(self.weights)
+
+    @cached_property
+    def network(self) -> DiffusersTransformer:
+        """The transformer."""
+        return DiffusersTransformer(self._painter.transformer)
+
+    def prompt(self, text: str) -> Words:
+        """Encode a prompt."""
+        made = self._painter.embed([text])
+        return Words(made.states, made.pooled)
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Tensor:
+        """Latent of [1, 128, 128, 3] in 0..1."""
+        return self._autoencoder.encode(2 * image.movedim(-1, 1) - 1).latents
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """[1, 128, 128, 3] in 0..1."""
+        return self._autoencoder.decode(latent).sample.add(1).div(2).clamp(0, 1).movedim(1, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """Both embedded models."""
+
+    unet: DiffusersModel
+    flow: FlowModel
+
+    @classmethod
+    def load(cls, unet: Path = WEIGHTS, flow: Path = WEIGHTS_FLOW) -> Models:
+        """Read them."""
+        return cls(load_folder(unet), FlowModel(flow))
+
+    def of(self, method: Method) -> DiffusersModel | FlowModel:
+        """The one that a method edits with."""
+        return self.unet if method.model == "UNet" else self.flow
+
+
+def edit(models: Models, task: Task, method: Method, seed: int) -> Edited:
+    """Edit a task's picture."""
+    run = _on_unet if method.model == "UNet" else _on_flow
+    model = models.of(method)
+    picture, rows, started = model.encode(task.picture), RowCount(), time.process_time()
+    latent = run(model, picture, task, method, seed, rows)
+    return Edited(model.decode(latent), rows.rows, time.process_time() - started)
+
+
+def _on_unet(
+    model: DiffusersModel, x0: Tensor, task: Task, method: Method, seed: int, rows: RowCount
+) -> Tensor:
+    source, target, empty = (model.prompt(text) for text in (*task.captions, ""))
+    sigmas = model.unet.ddim_sigmas(method.steps)[: round(method.strength * method.steps) + 1]
+    scale, cfg = method.guidance
+    if method.way == "ddim":
+        trajectory = model.unet.invert(x0, source, sigmas, rows=rows)
+    else:
+        trajectory = noise_freshly(
+            model.unet,
+            x0,
+            source,
+            sigmas,
+            whole=method.steps,
+            negative=empty,
+            source_cfg=scale,
+            manner=method.manner,
+            draw=seeded(seed),
+            rows=rows,
+        )
+    control = rewrite_prompt(source.tokens, target.tokens) if method.words else None
+    whole = model.unet.edit(trajectory, source, target, empty, cfg=cfg, control=control, rows=rows)
+    return whole.run().latent
+
+
+def _on_flow(
+    model: FlowModel, x0: Tensor, task: Task, method: Method, seed: int, rows: RowCount
+) -> Tensor:
+    source, target, empty = (model.prompt(text) for text in (*task.captions, ""))
+    times = torch.linspace(0, 1, method.steps + 1, dtype=torch.float64)
+    sigmas = sigma_from_t(times[: round(method.strength * method.steps) + 1])
+    scale, cfg = method.guidance
+    known = model.network.denoiser(source, empty, cfg=scale, rows=rows)
+    away = source if method.way == "align" else empty
+    wanted = model.network.denoiser(target, away, cfg=cfg, rows=rows)
+    if method.way == "uni":
+        made = uni_inv(known, x0, sigmas, family=FLOW)
+        trajectory = Trajectory(made.latents, sigmas, x0, made.recipe, carried=made.carried)
+        kept = trajectory.find(Aligned)
+        if method.omega:
+            wanted = uni_edit(wanted, known, omega=method.omega, patch=PATCH)
+        return (
+            AlignedEdit(trajectory, kept.points[:, None], kept.guesses[:, None], wanted)
+            .run()
+            .latent
+        )
+    made = fresh_noise(known, x0, sigmas, seeded(seed), manner=method.manner, whole=method.steps)
+    trajectory = Trajectory(made.latents, sigmas, x0, made.recipe, carried=made.carried)
+    kept = trajectory.find(FreshNoise)
+    walked = AlignedEdit(
+        trajectory, kept.points, kept.guesses, wanted, manner=kept, whole=kept.whole
+    )
+    return walked.run().latent
