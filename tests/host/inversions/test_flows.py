@@ -1,5 +1,7 @@
 """Inversions and their edits on rectified-flow models: the same pipelines, core's own sampler."""
 
+from dataclasses import replace
+
 import comfy.patcher_extension
 import comfy.samplers
 import folder_paths
@@ -111,10 +113,16 @@ def test_what_is_not_edited_comes_back_bit_for_bit_at_no_row(model, method, cfg,
 
 @every_space
 def test_computed_it_comes_back_as_well(model, method):
-    """Another guidance at which nothing differs: the model has no other prompt to be led from."""
+    """Another guidance at which nothing differs: the model has no other prompt to be led from.
+
+    Where that can be told nothing is run; a conditioning that holds a live object has no name.
+    """
     trajectory, _ = invert(model, method, cfg=1.0)
     same = request(model, trajectory, target=SOURCE, negative=SOURCE, cfg=CFG)
     latent, _, spent, _ = edit(same)
+    assert torch.equal(latent, trajectory.origin) and spent.rows == 0
+    nameless = [[embedding, {**more, "live": object()}] for embedding, more in SOURCE]
+    latent, _, spent, _ = edit(replace(same, negative=nameless))
     assert relative(latent, trajectory.origin) < NETWORK
     assert spent.rows == 2 * STEPS
 
