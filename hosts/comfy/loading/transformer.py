@@ -140,15 +140,34 @@ def _loaded(
 ) -> comfy.model_patcher.ModelPatcher:
     unet_config, _, family = _shape(part)
     config = FolderTransformer(unet_config, latents, shift, family)
+    weights = _read(part)
+    return as_model(config, config.blank, weights, part.name, {}, reload, disable_dynamic)
+
+
+def _read(part: Path) -> dict[str, Tensor]:
+    """The weights of a transformer by the names of core's network; unknown ones by their own."""
     read = read_weights(part, "diffusion_pytorch_model")
-    weights = comfy.model_detection.convert_diffusers_mmdit(read)
-    if not weights:
-        raise PalimpsestError(
-            f"The weights in {part} are none of a transformer of Flux's or SD 3's kind: download "
-            "the folder again or choose another model."
-        )
-    # What it knew is gone from `read`; anything left has no place in core's network.
-    return as_model(config, config.blank, weights | read, part.name, {}, reload, disable_dynamic)
+    given = _count(read)
+    try:
+        # Core takes those that it knows out of `read`.
+        weights = comfy.model_detection.convert_diffusers_mmdit(read)
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise _foreign(part) from error
+    # Core joins q, k and v, and leaves whatever memory held where one is missing.
+    if not weights or _count(weights) + _count(read) != given:
+        raise _foreign(part)
+    return weights | read
+
+
+def _count(weights: Mapping[str, Tensor]) -> int:
+    return sum(weight.numel() for weight in weights.values())
+
+
+def _foreign(part: Path) -> PalimpsestError:
+    return PalimpsestError(
+        f"The weights in {part} are not those of a transformer of Flux's or SD 3's kind, or some "
+        "are missing or of another shape: download the folder again or choose another model."
+    )
 
 
 def _shape(part: Path) -> tuple[dict[str, Any], int, type]:
