@@ -5,8 +5,6 @@ trajectory = noise_freshly(model.unet, model.encode(image), source, sigmas, whol
 edited = model.unet.edit(trajectory, source, target, empty, cfg=5.0).run()
 """
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from ...pipelines.aligned import FLOW_EDIT, Manner
@@ -14,7 +12,7 @@ from ...pipelines.denoiser import RowCount
 from ...pipelines.inversion.fresh_noise import fresh_noise
 from ...pipelines.noise import Draw, seeded
 from ...pipelines.trajectory import Trajectory
-from .prompt import Prompt, guided_key
+from .prompt import Prompt, asked_of
 from .unet import DiffusersUNet
 
 
@@ -53,11 +51,5 @@ def noise_freshly(
     made = fresh_noise(denoise, x0, sigmas, draw or seeded(0), **options)
     if rows is not None:
         rows.add(spent.rows)
-    recipe = replace(
-        made.recipe,
-        cfg=source_cfg,
-        rows=spent.rows,
-        source_key=guided_key(source, negative, source_cfg),
-        source_cfg=source_cfg,
-    )
+    recipe = asked_of(made.recipe, source, negative, source_cfg, spent.rows)
     return Trajectory(made.latents, sigmas, x0, recipe, carried=made.carried)

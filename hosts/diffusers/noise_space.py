@@ -5,8 +5,6 @@ trajectory = invert_noise(model.unet, EDIT_FRIENDLY, model.encode(image), source
 edited = model.unet.edit(trajectory, source, target, empty).run()
 """
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from ...pipelines.couplings import LEVELS_AT_ONCE
@@ -14,7 +12,7 @@ from ...pipelines.denoiser import RowCount
 from ...pipelines.inversion.noise_space import NoiseSpace, invert_into_noise
 from ...pipelines.noise import Draw, seeded
 from ...pipelines.trajectory import Trajectory
-from .prompt import Prompt, guided_key
+from .prompt import Prompt, asked_of
 from .unet import DiffusersUNet
 
 
@@ -56,11 +54,5 @@ def invert_noise(
     )
     if rows is not None:
         rows.add(spent.rows)
-    recipe = replace(
-        space.recipe,
-        cfg=source_cfg,
-        rows=spent.rows,
-        source_key=guided_key(source, negative, source_cfg),
-        source_cfg=source_cfg,
-    )
+    recipe = asked_of(space.recipe, source, negative, source_cfg, spent.rows)
     return Trajectory(latents, sigmas, x0, recipe, denoised=guesses)

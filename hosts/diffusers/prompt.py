@@ -13,6 +13,7 @@ from ...pipelines.attention.tokens import PromptTokens
 from ...pipelines.attention.words import cut_word
 from ...pipelines.errors import PalimpsestError
 from ...pipelines.lending import Asked, PlaceOf
+from ...pipelines.trajectory import Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +45,21 @@ PromptAt = Callable[[Tensor], Prompt]
 
 
 def guided_key(prompt: Prompt, negative: Prompt | None, cfg: float) -> str:
-    """What tells a guided denoiser from others of one model, as text."""
-    shown = [prompt] if cfg == 1 or negative is None else [prompt, negative]
-    return " ".join([f"{cfg:g}", *(p.key for p in shown)])
+    """What tells a guided denoiser from others of one model, as text.
+
+    Guided away from its own prompt, at whatever scale, it is the prompt's.
+    """
+    if cfg == 1 or negative is None or negative.key == prompt.key:
+        return f"1 {prompt.key}"
+    return f"{cfg:g} {prompt.key} {negative.key}"
+
+
+def asked_of(
+    recipe: Recipe, source: Prompt, negative: Prompt | None, cfg: float, rows: int
+) -> Recipe:
+    """A recipe that says under what the source was asked about a chain, and the rows it took."""
+    key = guided_key(source, negative, cfg)
+    return replace(recipe, cfg=cfg, rows=rows, source_key=key, source_cfg=cfg)
 
 
 @dataclass(frozen=True, eq=False)
