@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....pipelines.attention.control import Control, Moving, source_roles
@@ -13,6 +14,7 @@ from ....pipelines.attention.stack import parts_of, stacked
 from ....pipelines.attention.tokens import PromptTokens
 from ....pipelines.attention.watch import WordedControl
 from ....pipelines.errors import PalimpsestError, quoted
+from ..attention import require_unet
 from ..guidance import Conditioning
 from ..refusals import check_one_entry, check_owner
 
@@ -94,10 +96,15 @@ class BoundControl:
         if self.source is not None:
             check_owner(self.source, source, role)
 
-    def check_prompts(
-        self, source: Conditioning, target: Conditioning, negative: Conditioning
+    def check_edit(
+        self,
+        model: ModelPatcher,
+        source: Conditioning,
+        target: Conditioning,
+        negative: Conditioning,
     ) -> None:
-        """Refuse conditionings that it was not made for, or could not read."""
+        """Refuse a model, or conditionings, that it was not made for or could not read."""
+        require_unet(model.model, self.name, instead="edit without the control")
         self.check_source(source, "source")
         if self.target is not None:
             check_owner(self.target, target, "target")

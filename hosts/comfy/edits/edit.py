@@ -20,7 +20,6 @@ from ....pipelines.edit_along import check_control, edit_along
 from ....pipelines.editing import Editing
 from ....pipelines.errors import PalimpsestError
 from ....pipelines.trajectory import Trajectory
-from ..attention import require_unet
 from ..coordinates import coordinates_of, host_levels
 from ..cost import Spent
 from ..guidance import BranchGuider, Conditioning
@@ -75,8 +74,7 @@ class EditRequest:
         check_control(self.trajectory, self.control and self.control.control)
         check_proximal(self.model, self.trajectory)
         if self.control is not None:
-            require_unet(self.model.model, self.control.name, instead="edit without the control")
-            self.control.check_prompts(self.source, self.target, self.negative)
+            self.control.check_edit(self.model, self.source, self.target, self.negative)
         if self.moves:
             prompts = {"target": self.target, "negative": self.negative}
             check_differentiable(self.model, prompts, self.control.name)

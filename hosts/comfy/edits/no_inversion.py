@@ -202,7 +202,9 @@ def edit_without_inversion(request: NoInversion) -> Made:
 
 
 def _picture(request: NoInversion, levels: Tensor) -> Picture:
-    """The picture, with all that can be refused before anything runs."""
+    """The picture; what does not belong to it is refused before the source is asked."""
+    if request.control is not None:
+        request.control.check_edit(request.model, *request.prompts(), request.negatives()[1])
     if request.mask is not None:
         prompts = max(len(entry[0]) for entry in request.target)
         pictures = max(prompts, len(request.samples))
