@@ -28,19 +28,21 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .attention.bank import Bank
+from .attention.control import source_roles
 from .attention.own_loop import beside_source, kept_within
 from .couplings import OnStep
 from .denoiser import Denoiser
 from .editing import Edited
 from .errors import PalimpsestError
 from .finite import check_finite
+from .lending import Asked, Lender
 from .schedule import Moment, moment_at, step_down, t_from_sigma
 from .trajectory import Trajectory
 
@@ -104,7 +106,7 @@ class AlignedEdit:
     record: Denoiser | None = None
     bank: Bank | None = None
     mask: Tensor | None = None
-    manner: Manner = field(default=FLOW_EDIT)
+    manner: Manner = FLOW_EDIT
     noise: Tensor | None = None
     whole: int | None = None
 
@@ -176,3 +178,20 @@ class AlignedEdit:
         if self.manner.lag == "whole":
             return t
         return t * (at.steps - at.step) / (self.whole or at.steps)
+
+
+def lent(plain: AlignedEdit, lender: Lender, bank: Bank | None, mask: Tensor | None) -> AlignedEdit:
+    """A plain edit of a host's target, under a control and a mask.
+
+    Args:
+        plain: The edit; its target is not read.
+        lender: Lends the denoisers.
+        bank: Of the control, or None.
+        mask: See `AlignedEdit`.
+    """
+    record, target = None, Asked("target")
+    if bank is not None:
+        recorded = Asked("source", hooks=bank.recording)
+        record = lender.recorder(recorded, source_roles(bank.control))
+        target = Asked("target", hooks=bank.injecting)
+    return replace(plain, target=lender.denoiser(target), record=record, bank=bank, mask=mask)

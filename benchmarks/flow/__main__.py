@@ -77,9 +77,9 @@ def measure(models: Models, count: int, names: Sequence[str]) -> Iterator[Outcom
         for name in names:
             if (name, number) in done:
                 continue
-            method, model = METHODS[name], models.of(METHODS[name])
+            method = METHODS[name]
             edited = edit(models, task, method, number)
-            again = model.decode(model.encode(task.picture))
+            again = models.unet.decode(models.unet.encode(task.picture))
             found, seconds = score(task, edited.image, again), round(edited.seconds, 2)
             outcome = Outcome(
                 name, number, task.kind, found, _moved(task, edited.image), edited.rows, seconds

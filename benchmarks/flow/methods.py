@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ...demo.flow import FlowPainter
 from ...demo.flow_files import WEIGHTS_FLOW, load_flow
-from ...demo.model_files import WEIGHTS, load_autoencoder
+from ...demo.model_files import WEIGHTS
 from ...hosts.diffusers.folder import DiffusersModel, load_folder
 from ...hosts.diffusers.no_inversion import noise_freshly
-from ...hosts.diffusers.transformer import DiffusersTransformer, Words
-from ...pipelines.aligned import FLOW_EDIT, AlignedEdit, Manner
+from ...hosts.diffusers.transformer import PATCH, DiffusersTransformer, Words
+from ...pipelines.aligned import FLOW_EDIT, Manner
 from ...pipelines.attention.prompt_to_prompt import rewrite_prompt
 from ...pipelines.denoiser import RowCount
-from ...pipelines.inversion.fresh_noise import FreshNoise, fresh_noise
-from ...pipelines.inversion.uni_inv import Aligned, uni_inv
+from ...pipelines.inversion.fresh_noise import fresh_noise
+from ...pipelines.inversion.uni_inv import uni_inv
 from ...pipelines.noise import seeded
 from ...pipelines.schedule import FLOW, sigma_from_t
 from ...pipelines.trajectory import Trajectory
@@ -28,9 +27,6 @@ from ..inversions.scene_edits import Task
 
 STEPS = 30
 FEW = 12
-
-#: Side of the cells that are one token of the transformer.
-PATCH = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,37 +89,26 @@ METHODS = {
 
 @dataclass(frozen=True, eq=False)
 class FlowModel:
-    """The embedded flow model, headless."""
+    """The embedded flow model, headless; its autoencoder is the UNet's.
 
-    weights: Path
+    Attributes:
+        painter: The demo's own.
+        network: Its transformer.
+    """
 
-    @cached_property
-    def _painter(self):  # noqa: ANN202 - the demo's own
-        return load_flow(self.weights)
+    painter: FlowPainter
+    network: DiffusersTransformer
 
-    @cached_property
-    def _autoencoder(self):  # noqa: ANN202
-        return load_autoencoder(self.weights)
-
-    @cached_property
-    def network(self) -> DiffusersTransformer:
-        """The transformer."""
-        return DiffusersTransformer(self._painter.transformer)
+    @classmethod
+    def load(cls) -> FlowModel:
+        """Read it."""
+        painter = load_flow(WEIGHTS_FLOW)
+        return cls(painter, DiffusersTransformer(painter.transformer))
 
     def prompt(self, text: str) -> Words:
         """Encode a prompt."""
-        made = self._painter.embed([text])
+        made = self.painter.embed([text])
         return Words(made.states, made.pooled)
-
-    @torch.no_grad()
-    def encode(self, image: Tensor) -> Tensor:
-        """Latent of [1, 128, 128, 3] in 0..1."""
-        return self._autoencoder.encode(2 * image.movedim(-1, 1) - 1).latents
-
-    @torch.no_grad()
-    def decode(self, latent: Tensor) -> Tensor:
-        """[1, 128, 128, 3] in 0..1."""
-        return self._autoencoder.decode(latent).sample.add(1).div(2).clamp(0, 1).movedim(1, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,22 +119,20 @@ class Models:
     flow: FlowModel
 
     @classmethod
-    def load(cls, unet: Path = WEIGHTS, flow: Path = WEIGHTS_FLOW) -> Models:
+    def load(cls) -> Models:
         """Read them."""
-        return cls(load_folder(unet), FlowModel(flow))
-
-    def of(self, method: Method) -> DiffusersModel | FlowModel:
-        """The one that a method edits with."""
-        return self.unet if method.model == "UNet" else self.flow
+        return cls(load_folder(WEIGHTS), FlowModel.load())
 
 
 def edit(models: Models, task: Task, method: Method, seed: int) -> Edited:
     """Edit a task's picture."""
-    run = _on_unet if method.model == "UNet" else _on_flow
-    model = models.of(method)
-    picture, rows, started = model.encode(task.picture), RowCount(), time.process_time()
-    latent = run(model, picture, task, method, seed, rows)
-    return Edited(model.decode(latent), rows.rows, time.process_time() - started)
+    picture, rows = models.unet.encode(task.picture), RowCount()
+    started = time.process_time()
+    if method.model == "UNet":
+        latent = _on_unet(models.unet, picture, task, method, seed, rows)
+    else:
+        latent = _on_flow(models.flow, picture, task, method, seed, rows)
+    return Edited(models.unet.decode(latent), rows.rows, time.process_time() - started)
 
 
 def _on_unet(
@@ -190,19 +173,10 @@ def _on_flow(
     wanted = model.network.denoiser(target, away, cfg=cfg, rows=rows)
     if method.way == "uni":
         made = uni_inv(known, x0, sigmas, family=FLOW)
-        trajectory = Trajectory(made.latents, sigmas, x0, made.recipe, carried=made.carried)
-        kept = trajectory.find(Aligned)
         if method.omega:
             wanted = uni_edit(wanted, known, omega=method.omega, patch=PATCH)
-        return (
-            AlignedEdit(trajectory, kept.points[:, None], kept.guesses[:, None], wanted)
-            .run()
-            .latent
-        )
-    made = fresh_noise(known, x0, sigmas, seeded(seed), manner=method.manner, whole=method.steps)
+    else:
+        options = {"manner": method.manner, "whole": method.steps}
+        made = fresh_noise(known, x0, sigmas, seeded(seed), **options)
     trajectory = Trajectory(made.latents, sigmas, x0, made.recipe, carried=made.carried)
-    kept = trajectory.find(FreshNoise)
-    walked = AlignedEdit(
-        trajectory, kept.points, kept.guesses, wanted, manner=kept, whole=kept.whole
-    )
-    return walked.run().latent
+    return made.carried[0].edit(trajectory, wanted).run().latent

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ...hosts.diffusers.transformer import PATCH, Words
-from ...pipelines.aligned import FLOW_EDIT, AlignedEdit, Manner
+from ...pipelines.aligned import FLOW_EDIT, Manner
 from ...pipelines.denoiser import Denoiser
-from ...pipelines.inversion.fresh_noise import FreshNoise, fresh_noise
+from ...pipelines.inversion.fresh_noise import fresh_noise
 from ...pipelines.inversion.uni_inv import uni_inv
 from ...pipelines.schedule import FLOW, flow_scale
 from ...pipelines.trajectory import Trajectory
@@ -163,24 +163,11 @@ def _walked(
             whole=case.settings["steps"],
             draws=draws,
         )
-        kept = made.carried[0]
         trajectory = Trajectory(made.latents, sigmas, x0, made.recipe, carried=made.carried)
-        return {"final": _edit(trajectory, kept, target).run().latent}
+        return {"final": made.carried[0].edit(trajectory, target).run().latent}
 
     lesson = _lesson(model, case, times, *branches)
     return Published(lesson, algorithm, {"final": case.tensors["final"]})
-
-
-def _edit(trajectory: Trajectory, kept: FreshNoise, target: Denoiser) -> AlignedEdit:
-    return AlignedEdit(
-        trajectory,
-        kept.points,
-        kept.guesses,
-        target,
-        manner=kept,
-        noise=kept.noise,
-        whole=kept.whole,
-    )
 
 
 def inversion(model: Path, case: Case) -> Published:

@@ -22,9 +22,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..aligned import AlignedEdit, Manner
+from ..aligned import AlignedEdit, Manner, lent
 from ..attention.bank import Bank
-from ..attention.control import source_roles
 from ..carried import Carried
 from ..couplings import LEVELS_AT_ONCE, denoise_chain
 from ..denoiser import Denoiser
@@ -73,6 +72,8 @@ def fresh_noise(
 ) -> Inverted:
     """Noise a picture at every level, and ask the source about it.
 
+    It is not asked where sampling will be plain: no one reads it there.
+
     Args:
         source: Guided as the edits want it; called with one sigma per row, unless `levels_at_once`
             is 1.
@@ -84,8 +85,6 @@ def fresh_noise(
         draws: How many noises at each level are averaged.
         levels_at_once: Noised pictures (of B rows) per call.
         on_levels: Called with the number of noised pictures done.
-
-    The source is not asked where sampling will be plain: no one reads it.
 
     Raises:
         PalimpsestError: If the levels do not rise, nothing is drawn, no level goes into a call, or
@@ -164,22 +163,18 @@ class FreshNoise(Manner, Carried):
         self, trajectory: Trajectory, lender: Lender, bank: Bank | None, mask: Tensor | None
     ) -> Editing:
         """The edit at the points."""
-        record, target = None, Asked("target")
-        known = trajectory.recipe.source_key
-        if bank is not None:
-            recorded = Asked("source", hooks=bank.recording)
-            record = lender.recorder(recorded, source_roles(bank.control))
-            target = Asked("target", hooks=bank.injecting)
-        elif known and known == lender.key(target):
-            target = None
+        plain, known = self.edit(trajectory), trajectory.recipe.source_key
+        if bank is None and known and known == lender.key(Asked("target")):
+            return plain  # the target is the source
+        return lent(plain, lender, bank, mask)
+
+    def edit(self, trajectory: Trajectory, target: Denoiser | None = None) -> AlignedEdit:
+        """The plain edit at the points; of a target that is the source where it is None."""
         return AlignedEdit(
             trajectory,
             self.points,
             self.guesses,
-            None if target is None else lender.denoiser(target),
-            record,
-            bank,
-            mask,
+            target,
             manner=self,
             noise=self.noise,
             whole=self.whole,

@@ -29,16 +29,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..aligned import AlignedEdit
+from ..aligned import AlignedEdit, lent
 from ..attention.bank import Bank
-from ..attention.control import source_roles
 from ..carried import Carried
 from ..couplings import OnStep
 from ..denoiser import Denoiser
 from ..editing import Editing
 from ..errors import PalimpsestError
 from ..finite import check_finite
-from ..lending import Asked, Lender
+from ..lending import Lender
 from ..schedule import Family, Moment, check_rising
 from ..trajectory import Recipe, Trajectory
 from .method import Inverted
@@ -114,13 +113,11 @@ class Aligned(Carried):
         self, trajectory: Trajectory, lender: Lender, bank: Bank | None, mask: Tensor | None
     ) -> Editing:
         """The edit at the points."""
-        record, target = None, Asked("target")
-        if bank is not None:
-            recorded = Asked("source", hooks=bank.recording)
-            record = lender.recorder(recorded, source_roles(bank.control))
-            target = Asked("target", hooks=bank.injecting)
-        points, guesses = self.points[:, None], self.guesses[:, None]
-        return AlignedEdit(trajectory, points, guesses, lender.denoiser(target), record, bank, mask)
+        return lent(self.edit(trajectory), lender, bank, mask)
+
+    def edit(self, trajectory: Trajectory, target: Denoiser | None = None) -> AlignedEdit:
+        """The plain edit at the points; of a target that is the source where it is None."""
+        return AlignedEdit(trajectory, self.points[:, None], self.guesses[:, None], target)
 
     def told(self, trajectory: Trajectory, cfg: float) -> str:
         """That correction has no part in it."""

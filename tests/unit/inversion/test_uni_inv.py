@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from palimpsest.pipelines.aligned import AlignedEdit
 from palimpsest.pipelines.attention.bank import Bank
 from palimpsest.pipelines.couplings import ddim
 from palimpsest.pipelines.editing import Edited
@@ -42,9 +41,8 @@ def inverted(family="vp", denoise=None, x0=X0):
 
 
 def edit(trajectory, target=None, **options):
-    carried = trajectory.find(Aligned)
-    where = carried.points[:, None], carried.guesses[:, None]
-    return AlignedEdit(trajectory, *where, target or Prompted(TARGET, CFG), **options)
+    plain = trajectory.find(Aligned).edit(trajectory, target or Prompted(TARGET, CFG))
+    return replace(plain, **options)
 
 
 def published(velocity, z, times):
