@@ -114,9 +114,13 @@ def open_templates(page, pack):
 
 
 def choose_template(page, name):
-    """Load a template from the open Templates dialog, on a card that is there."""
+    """Load a template from the open Templates dialog, by the title of a card that is there.
+
+    A press on the picture is lost where the picture comes before the release: what was pressed is
+    no longer there.
+    """
     page.evaluate("() => { window.before = app.graph.nodes[0] }")
-    page.get_by_test_id(f"template-workflow-{name}").click()
+    page.get_by_test_id(f"template-workflow-{name}").get_by_role("heading").click()
     page.get_by_role("dialog").wait_for(state="hidden")
     page.wait_for_function("app.graph.nodes.length && app.graph.nodes[0] !== window.before")
 
