@@ -4,13 +4,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..hosts.comfy.edits.bound import BoundControl
-from ..pipelines.attention.local_blend import blend_columns
-from ..pipelines.attention.masactrl import MasaCtrl, Things
+from ..pipelines.attention.masactrl import MasaCtrl
 from ..pipelines.attention.plug_and_play import PlugAndPlay
-from ..pipelines.attention.word_values import named
-from ..pipelines.errors import PalimpsestError
+from ..pipelines.attention.things import Things
 from .border import Node
 from .inputs import BEFORE
+from .things import thing_columns
 from .wires import Control
 
 START = io.Float.Input(
@@ -160,38 +159,11 @@ class MasaCtrlNode(Node):
         mask: Tensor | None = None,
         target_mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        columns = _columns(control, named(words), named(target_words))
+        columns = thing_columns(control, words, target_words, "MasaCtrl")
         looks = columns is not None or mask is not None or target_mask is not None
         things = Things(columns, threshold, mask, target_mask) if looks else None
         own = MasaCtrl((start, 1.0), (start_layer, 1.0), union, things)
         return io.NodeOutput(BoundControl(own, name="MasaCtrl").on(control))
-
-
-def _columns(
-    control: BoundControl | None, words: list[str], wanted: list[str]
-) -> tuple[Tensor, Tensor] | None:
-    """Indicators of the words in the source prompt, and in the target prompts; None without any."""
-    if not words and not wanted:
-        return None
-    if not words:
-        raise PalimpsestError(
-            "MasaCtrl has target_words, but no words: name the thing in words as the source prompt "
-            "says it."
-        )
-    if control is None or control.words is None:
-        raise PalimpsestError(
-            "MasaCtrl looks for words, but knows no prompts: connect Prompt-to-Prompt to its "
-            "control (with cross_window and self_window at 0 it only brings the words), or leave "
-            "words empty."
-        )
-    asked = (
-        ([control.words.source], words, "source"),
-        (control.words.targets, wanted or words, "target"),
-    )
-    return tuple(
-        blend_columns(prompts, own, [], role=f"{role} prompt")[..., :1]
-        for prompts, own, role in asked
-    )
 
 
 class PlugAndPlayNode(Node):

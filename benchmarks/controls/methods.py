@@ -10,11 +10,12 @@ from ...hosts.diffusers.folder import DiffusersModel
 from ...hosts.diffusers.prompt import Prompt
 from ...pipelines.attention.control import Control
 from ...pipelines.attention.local_blend import LocalBlend, blend_columns
-from ...pipelines.attention.masactrl import MasaCtrl, Things
+from ...pipelines.attention.masactrl import MasaCtrl
 from ...pipelines.attention.pix2pix_zero import Pix2PixZero
 from ...pipelines.attention.plug_and_play import PlugAndPlay
 from ...pipelines.attention.prompt_to_prompt import rewrite_prompt
 from ...pipelines.attention.stack import stacked
+from ...pipelines.attention.things import Things
 from ...pipelines.correction import DIRECT_INVERSION, UNCORRECTED, Correction
 from ...pipelines.denoiser import RowCount
 from .scene_edits import KINDS, Kind, Task

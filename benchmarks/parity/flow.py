@@ -1,4 +1,4 @@
-"""Flow editing beside the published codes: FlowEdit, FlowAlign, Uni-Inv and Uni-Edit.
+"""Flow editing beside the published codes: FlowEdit, FlowAlign, Uni-Inv, Uni-Edit, ConsistEdit.
 
 They walk z = (1 - t) x0 + t n and store velocities v = n - x0; ours is x = z / (1 - t).
 """
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ...hosts.diffusers.transformer import PATCH, Words
 from ...pipelines.aligned import FLOW_EDIT, Manner
-from ...pipelines.denoiser import Denoiser
+from ...pipelines.attention.bank import Bank
+from ...pipelines.attention.consist_edit import ConsistEdit
 from ...pipelines.inversion.fresh_noise import fresh_noise
 from ...pipelines.inversion.uni_inv import uni_inv
-from ...pipelines.schedule import FLOW, flow_scale
+from ...pipelines.schedule import FLOW, flow_scale, moment_at
 from ...pipelines.trajectory import Trajectory
 from ...pipelines.uni_edit import uni_edit
-from .flow_models import HOSTS, Algorithm, Branch, Lesson
+from .flow_models import HOSTS, Algorithm, Branch, Lesson, Pair
 from .golden import Case, Folder, Result, error
 from .sde import replay
 
@@ -65,6 +66,8 @@ def reader_of(case: Case) -> Callable[[Path, Case], Published] | None:
         "FlowAlign": flow_align,
         "Uni-Inv": inversion,
         "Uni-Inv + Uni-Edit": inverted_edit,
+        "ConsistEdit, image q and k from the source": consist_edit,
+        "the same loop without control": consist_edit,
     }.get(case.method)
 
 
@@ -106,10 +109,10 @@ def one_call(model: Path, case: Case) -> Published:
     sigma = sigma_of(t[0])
     words = Words(tensors["embeds"], tensors["pooled"], case.settings["guidance"])
 
-    def algorithm(source: Denoiser, target: Denoiser) -> dict[str, Tensor]:
+    def algorithm(lent: Pair) -> dict[str, Tensor]:
         z = tensors["z"]
         x = z / flow_scale(sigma).to(z)
-        return {"v": (z - source(x, sigma)) / t[0]}
+        return {"v": (z - lent.source(x, sigma)) / t[0]}
 
     levels = torch.stack([t[0], torch.zeros(())])
     part = model / case.settings["model"]
@@ -153,9 +156,9 @@ def _walked(
         yield from case.tensors["noise_draws"]
         yield torch.zeros_like(x0)  # of the plain steps, where there are none
 
-    def algorithm(source: Denoiser, target: Denoiser) -> dict[str, Tensor]:
+    def algorithm(lent: Pair) -> dict[str, Tensor]:
         made = fresh_noise(
-            source,
+            lent.source,
             x0,
             sigmas,
             replay(noises()),
@@ -164,7 +167,7 @@ def _walked(
             draws=draws,
         )
         trajectory = Trajectory(made.latents, sigmas, x0, made.recipe, carried=made.carried)
-        return {"final": made.carried[0].edit(trajectory, target).run().latent}
+        return {"final": made.carried[0].edit(trajectory, lent.target).run().latent}
 
     lesson = _lesson(model, case, times, *branches)
     return Published(lesson, algorithm, {"final": case.tensors["final"]})
@@ -176,8 +179,8 @@ def inversion(model: Path, case: Case) -> Published:
     sigmas, x0 = sigma_of(rising), case.tensors["x0"]
     words = _words(case, "src", settings["guidance"])
 
-    def algorithm(source: Denoiser, target: Denoiser) -> dict[str, Tensor]:
-        made = uni_inv(source, x0, sigmas, family=FLOW)
+    def algorithm(lent: Pair) -> dict[str, Tensor]:
+        made = uni_inv(lent.source, x0, sigmas, family=FLOW)
         return {"x_top": made.latents[-1] * flow_scale(sigmas[-1]).to(x0)}
 
     lesson = _lesson(model, case, rising.flip(0), Branch(words))
@@ -190,9 +193,9 @@ def inverted_edit(model: Path, case: Case) -> Published:
     sigmas, x0 = sigma_of(rising), case.tensors["x0"]
     branches = [Branch(_words(case, whose, settings["guidance"])) for whose in ("src", "tgt")]
 
-    def algorithm(source: Denoiser, target: Denoiser) -> dict[str, Tensor]:
-        made = uni_inv(source, x0, sigmas, family=FLOW)
-        guided = uni_edit(target, source, omega=settings["omega"], patch=PATCH)
+    def algorithm(lent: Pair) -> dict[str, Tensor]:
+        made = uni_inv(lent.source, x0, sigmas, family=FLOW)
+        guided = uni_edit(lent.target, lent.source, omega=settings["omega"], patch=PATCH)
         x = made.latents[-1]
         for high, low in pairwise(sigmas.flip(0)):
             c = float(low / high)
@@ -203,6 +206,39 @@ def inverted_edit(model: Path, case: Case) -> Published:
     lesson = _lesson(model, case, rising.flip(0), *branches)
     wanted = {name: case.tensors[name] for name in ("x_mid", "final")}
     return Published(lesson, algorithm, wanted)
+
+
+def consist_edit(model: Path, case: Case) -> Published:
+    """ConsistEdit, whose source is sampled beside its target: both from the same noise."""
+    settings, times, walked = case.settings, _times(case), case.tensors["traj"]
+    sigmas, scale = sigma_of(times), flow_scale(sigma_of(times)).to(walked)
+    branches = [
+        Branch(_words(case, whose), _words(case, "neg"), settings["guidance"])
+        for whose in ("src", "tgt")
+    ]
+    control = ConsistEdit((0.0, settings["qk_steps"] / settings["steps"]))
+
+    def algorithm(lent: Pair) -> dict[str, Tensor]:
+        bank = Bank(control, leaves=False)
+        source, target = (
+            lent.seen("source", bank.recording),
+            lent.seen("target", bank.injecting),
+        )
+        rows = [(walked[0] / scale[0]).split(1)]
+        for step, (high, low) in enumerate(pairwise(sigmas)):
+            bank.begin(moment_at(sigmas.flip(0), step))
+            c, (own, edited) = float(low / high), rows[-1]
+            guesses = source(own, high), target(edited, high)
+            rows.append(
+                [c * x + (1 - c) * guess for x, guess in zip(rows[-1], guesses, strict=True)]
+            )
+        return {
+            "traj": torch.stack([torch.cat(pair) * s for pair, s in zip(rows, scale, strict=True)])
+        }
+
+    part = model / settings["model"]
+    lesson = Lesson(part, walked[0, :1], times.float(), *branches)
+    return Published(lesson, algorithm, {"traj": walked})
 
 
 def _rising(case: Case) -> Tensor:

@@ -12,10 +12,34 @@ from torch import Tensor
 
 from ...dev import use_comfy
 from ...hosts.diffusers.transformer import Words, load_transformer
+from ...pipelines.attention.hooks import NO_HOOKS, Hooks
 from ...pipelines.denoiser import Denoiser, RowCount
+from ...pipelines.lending import Whose
 
-#: What a case does with the denoisers of source and target.
-Algorithm = Callable[[Denoiser, Denoiser], dict[str, Tensor]]
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """The denoisers of a case's two prompts.
+
+    Attributes:
+        seen: Gives that of "source" or "target" with hooks in it.
+    """
+
+    seen: Callable[[Whose, Hooks], Denoiser]
+
+    @property
+    def source(self) -> Denoiser:
+        """Of the picture."""
+        return self.seen("source", NO_HOOKS)
+
+    @property
+    def target(self) -> Denoiser:
+        """Of the edit."""
+        return self.seen("target", NO_HOOKS)
+
+
+#: What a case does with them.
+Algorithm = Callable[[Pair], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +79,12 @@ class Lesson:
 def headless(lesson: Lesson, algorithm: Algorithm) -> tuple[dict[str, Tensor], int]:
     """Run a case on diffusers' transformer; what it gives, and the rows."""
     model, rows = load_transformer(lesson.part), RowCount()
-    source, target = (
-        model.denoiser(branch.words, branch.negative, cfg=branch.cfg, rows=rows)
-        for branch in (lesson.source, lesson.target)
-    )
-    return algorithm(source, target), rows.rows
+
+    def seen(whose: Whose, hooks: Hooks) -> Denoiser:
+        branch = lesson.source if whose == "source" else lesson.target
+        return model.denoiser(branch.words, branch.negative, cfg=branch.cfg, rows=rows, hooks=hooks)
+
+    return algorithm(Pair(seen)), rows.rows
 
 
 def in_comfyui(lesson: Lesson, algorithm: Algorithm) -> tuple[dict[str, Tensor], int]:
@@ -81,8 +106,12 @@ def in_comfyui(lesson: Lesson, algorithm: Algorithm) -> tuple[dict[str, Tensor],
         guider.set_cfg(target.cfg)
 
         def inside(session: Any) -> dict[str, Tensor]:
-            known = session.denoiser(session.source, guidance=constant(source.cfg))
-            return algorithm(known, session.denoiser(session.target))
+            def seen(whose: Whose, hooks: Hooks) -> Denoiser:
+                conds = session.source if whose == "source" else session.target
+                cfg = source.cfg if whose == "source" else target.cfg
+                return session.denoiser(conds, hooks, guidance=constant(cfg))
+
+            return algorithm(Pair(seen))
 
         coordinates = coordinates_of(model, "parity")
         found, spent = run(guider, lesson.x0, lesson.levels, inside, coordinates=coordinates)

@@ -20,11 +20,11 @@ from ...pipelines.errors import PalimpsestError
 from ...pipelines.trajectory import Trajectory
 from ..drawing.heat import heat_over
 from ..drawing.sheet import Sheet, draw_sheet
-from .attention import require_unet
 from .coordinates import coordinates_of, host_levels
 from .cost import Spent
 from .fingerprint import features_key
 from .guidance import BranchGuider, Conditioning
+from .hooked import require_attention
 from .refusals import check_trajectory
 from .session import Session, run
 from .words import encode_batch, prompt_tokens
@@ -80,7 +80,7 @@ class ViewRequest:
         Raises:
             PalimpsestError: In one sentence.
         """
-        require_unet(self.model.model, "Attention Maps")
+        require_attention(self.model.model, Look.acts_in, "Attention Maps")
         check_trajectory(self.model, self.trajectory)
         if not self.names:
             raise PalimpsestError(

@@ -9,13 +9,48 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import create_model_options_clone
 from torch import Tensor
 
-from ...pipelines.attention.hooks import NO_HOOKS, AttentionHook, Hooks
-from .attention import hooked_options
+from ...pipelines.attention.control import UNET
+from ...pipelines.attention.hooks import NO_HOOKS, AttentionHook, Hooks, Kind
+from ...pipelines.errors import PalimpsestError
+from .attention import hooked_options, require_unet
 from .calls import TOKEN, Call
 from .guests import check_not_compiled, without_compiled
 from .guidance import asked_by_core
-from .joint import joint_options
+from .joint import has_joint_attention, joint_options
 from .residual import feature_options
+
+#: Models whose attention can be controlled, by what a control acts on.
+_TRANSFORMERS = (
+    "a transformer in which text and picture share attention (Flux, Chroma, SD 3, Qwen-Image, "
+    "HiDream)"
+)
+
+
+def require_attention(
+    model: BaseModel, places: frozenset[Kind], feature: str, *, instead: str = ""
+) -> None:
+    """Refuse models without the attention that a control acts on.
+
+    Args:
+        model: From the wire.
+        places: See `control.acts_in`.
+        feature: What needs it, for messages.
+        instead: What can be done with the model as it is, for messages.
+
+    Raises:
+        PalimpsestError: Naming the model and the feature.
+    """
+    if "joint" not in places:
+        return require_unet(model, feature, instead=instead)
+    if isinstance(model.diffusion_model, UNetModel) and places & UNET:
+        return None
+    if has_joint_attention(model):
+        return None
+    unets = "a UNet with cross-attention (SD 1.x, SD 2.x, SDXL), or " if places & UNET else ""
+    raise PalimpsestError(
+        f"{feature} needs {unets}{_TRANSFORMERS}, the model is {type(model).__name__}: load such a "
+        f"checkpoint{instead and f', or {instead}'}."
+    )
 
 
 def with_own_call(options: dict[str, Any], x: Tensor, hooks: Hooks) -> dict[str, Any]:

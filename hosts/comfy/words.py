@@ -4,15 +4,17 @@ The text a person writes is not the text CLIP reads: ComfyUI takes out weights, 
 in learned vectors, `embedding:name`, and cuts long prompts into chunks. Core says which *group*
 (a run of equal weight, or an embedding) every token came from. The words of a group are found by
 tokenizing each of them alone, which gives the tokens it has in its sentence, since CLIP never
-merges across a space. The result is compared with core's own tokens: nothing is guessed. Where a
-word has parts, `girl's` or `cat,dog`, its tokens say so (`pipelines.attention.words`).
+merges across a space; nor does T5. The result is compared with core's own tokens: nothing is
+guessed. Where a word has parts, `girl's` or `cat,dog`, the tokens of CLIP say so
+(`pipelines.attention.words`).
 """
 
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import comfy.sd
 import torch
@@ -30,8 +32,11 @@ from ...pipelines.attention.words import Word, cut_word
 from ...pipelines.errors import PalimpsestError, quoted
 from .guidance import Conditioning
 
-#: Encoders whose tokens a UNet attends to, by the keys of `clip.tokenize`; SDXL has l and g.
+#: CLIPs whose tokens a model attends to, by the keys of `clip.tokenize`; SDXL has l and g.
 ENCODERS = ("l", "h", "g")
+
+#: The T5 of transformers: Flux attends to its tokens alone, SD 3 to those of its CLIPs before them.
+T5 = "t5xxl"
 
 #: A token as core tells it with its group: id or vector, weight, group (0 for special tokens).
 Token = tuple[int | Tensor, float, int]
@@ -60,7 +65,7 @@ def prompt_tokens(clip: comfy.sd.CLIP, text: str) -> PromptTokens:
     ones in every prompt. What leaves no token (an embedding that is not installed) is no word.
 
     Args:
-        clip: A CLIP of an SD 1.x, SD 2.x or SDXL model.
+        clip: A CLIP of an SD 1.x, SD 2.x or SDXL model, of Flux, Chroma or SD 3.
         text: The prompt as the user wrote it.
 
     Raises:
@@ -74,17 +79,46 @@ def prompt_tokens(clip: comfy.sd.CLIP, text: str) -> PromptTokens:
             f"ComfyUI cannot read the prompt {quoted(text)}: every `embedding:` in it must be "
             "followed by a name; add it, or leave the mark out."
         ) from error
-    if not chunks_of.keys() <= set(ENCODERS):
+    if not chunks_of.keys() <= {*ENCODERS, T5}:
         raise PalimpsestError(
             f"The CLIP reads with {', '.join(chunks_of)}: words can be told apart only in the CLIP "
-            "of an SD 1.x, SD 2.x or SDXL model; connect the one that came with the MODEL."
+            "of an SD 1.x, SD 2.x, SDXL, Flux.1, Chroma or SD 3 model; connect the one that came "
+            "with the MODEL."
         )
     _check_weights(text)
-    first, *others = (
-        _read(getattr(clip.tokenizer, f"clip_{key}"), chunks_of[key], text)
-        for key in ENCODERS
-        if key in chunks_of
-    )
+    parts = _attended(clip, chunks_of.keys())
+    read = [
+        _alike([_read(_tokenizer(clip, k), chunks_of[k], text) for k in p], text) for p in parts
+    ]
+    return reduce(PromptTokens.followed_by, read)
+
+
+def _attended(clip: comfy.sd.CLIP, keys: Collection[str]) -> list[list[str]]:
+    """The encoders whose tokens the model sees: one after another, each of one or of two as one."""
+    clips = [key for key in ENCODERS if key in keys]
+    if T5 not in keys:
+        return [clips]
+    if "g" not in keys:
+        return [[T5]]
+    loaded = [
+        key for key in clips if getattr(clip.cond_stage_model, f"clip_{key}", None) is not None
+    ]
+    both = [loaded, [T5] if clip.cond_stage_model.t5xxl is not None else []]
+    return [part for part in both if part]
+
+
+def _tokenizer(clip: comfy.sd.CLIP, key: str) -> SDTokenizer:
+    every = clip.tokenizer
+    return getattr(every, f"clip_{key}", None) or getattr(every, key)
+
+
+def _alike(read: Sequence[PromptTokens], text: str) -> PromptTokens:
+    """What one or two tokenizers made of a prompt, which must stand at the same positions.
+
+    Raises:
+        PalimpsestError: If it does not.
+    """
+    first, *others = read
     for other in others:
         if other.words != first.words or len(other.ids) != len(first.ids):
             raise PalimpsestError(
@@ -136,7 +170,8 @@ def _read(tokenizer: SDTokenizer, chunks: Sequence[Sequence[Token]], text: str) 
     if groups:
         raise _mismatch(text)
     content = sum(1 for _, _, group in chunks[-1] if group)
-    length = len(ids) - len(chunks[-1]) + 1 + content + 1
+    special = tokenizer.tokens_start + bool(tokenizer.tokenizer_adds_end_token)
+    length = len(ids) - len(chunks[-1]) + content + special
     return PromptTokens(tuple(ids), tuple(word for word in words if word.positions), length)
 
 

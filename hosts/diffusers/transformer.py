@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...pipelines.attention.hooks import NO_HOOKS, Hooks, Role
 from ...pipelines.denoiser import Denoiser, RowCount, guide, per_row
 from ...pipelines.errors import PalimpsestError
 from ...pipelines.schedule import flow_scale, t_from_sigma
+from .joint import Hooked
 
 #: Side of the patches that Flux's pipelines pack into one token.
 PATCH = 2
@@ -49,6 +51,7 @@ class DiffusersTransformer:
         *,
         cfg: float = 1.0,
         rows: RowCount | None = None,
+        hooks: Hooks = NO_HOOKS,
     ) -> Denoiser:
         """The posterior mean under a prompt.
 
@@ -57,16 +60,22 @@ class DiffusersTransformer:
             negative: The other end of the guidance; not read at cfg 1.
             cfg: Guidance scale.
             rows: Counts the rows spent.
+            hooks: See every attention.
         """
         if negative is None and cfg != 1:
             raise PalimpsestError(f"Guidance {cfg} needs a negative prompt; none was given.")
 
         @torch.no_grad()
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            cond = self._mean(x, sigma, positive, rows)
-            if cfg == 1:
-                return cond
-            return guide(cond, self._mean(x, sigma, negative, rows), cfg)
+            cond = mean(x, sigma, positive, "cond")
+            return cond if cfg == 1 else guide(cond, mean(x, sigma, negative, "uncond"), cfg)
+
+        def mean(x: Tensor, sigma: Tensor, words: Words, role: Role) -> Tensor:
+            if hooks.attention is None:
+                return self._mean(x, sigma, words, rows)
+            image = x.shape[-2:].numel() // PATCH**2
+            with Hooked(self.network, hooks.attention, role, words.states.shape[1], image):
+                return self._mean(x, sigma, words, rows)
 
         return denoise
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from torch import Tensor
 
 from ..schedule import Moment
-from .hooks import QKV, ROLES, Role, Site, Term
+from .hooks import QKV, ROLES, Kind, Role, Site, Term
 
 if TYPE_CHECKING:
     from ..lending import Asked, Lender
@@ -77,6 +77,25 @@ class Moving(Protocol):
             guesses: Makes the target's denoiser of what it is asked under.
         """
         ...
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """What a control has besides, where it acts in other places than those of a UNet."""
+
+    @property
+    def acts_in(self) -> frozenset[Kind]:
+        """The sorts of places in which it acts."""
+        ...
+
+
+#: The sorts of places that a UNet has.
+UNET: frozenset[Kind] = frozenset({"self", "cross", "features"})
+
+
+def acts_in(control: Control) -> frozenset[Kind]:
+    """The sorts of places in which a control acts; a UNet's, if it says nothing else."""
+    return control.acts_in if isinstance(control, Placed) else UNET
 
 
 def read_by_target(control: Control, site: Site, at: Moment) -> bool:

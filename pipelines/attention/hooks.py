@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from ..errors import PalimpsestError
 
@@ -31,7 +32,8 @@ class Site(NamedTuple):
             transformer blocks, or residual blocks.
         role: Which branch of the guidance the rows belong to.
         tokens: Queries of the attention, or cells of the feature map.
-        text: How many of the keys of a joint attention, the first ones, are text.
+        text: How many of the tokens of a joint attention, the first ones, are text.
+        references: How many of them, the last ones, are of pictures that the model is shown.
         layers: How many places of that sort the network has.
         depths: How often the picture was halved before each of them, by layer; of attention alone.
         heads: Heads of the attention.
@@ -42,6 +44,7 @@ class Site(NamedTuple):
     role: Role
     tokens: int = 0
     text: int = 0
+    references: int = 0
     layers: int = 0
     depths: tuple[int, ...] = ()
     heads: int = 1
@@ -87,11 +90,13 @@ class OfSome(NamedTuple):
         qkv: Theirs, [b, p, C], and the keys and values that they see.
         rows: Which rows of the batch.
         queries: [p] which queries of them.
+        scale: [b, heads, p] factor on what each of them gets; None is 1.
     """
 
     qkv: QKV
     rows: slice
     queries: Tensor
+    scale: Tensor | None = None
 
 
 #: One attention of a sum.
@@ -192,11 +197,25 @@ def attend(
     return torch.cat(outs)
 
 
+def per_head(term: QKV, heads: int) -> Tensor:
+    """[B, heads, P, W] an attention to values [B, S, W] that are the same for all heads.
+
+    In float32 or finer.
+    """
+    finest = torch.promote_types(term.q.dtype, torch.float32)
+    q, k = (t.to(finest).unflatten(-1, (heads, -1)).transpose(1, 2) for t in term[:2])
+    values = term.v.to(finest)[:, None].expand(-1, heads, -1, -1)
+    return scaled_dot_product_attention(q, k, values)
+
+
 def _outcome(term: Term, part: QKV, sdpa: Callable[[QKV], Tensor]) -> Tensor:
     """What a term adds to every query of its part."""
     if isinstance(term, QKV):
         return sdpa(term)
     out = sdpa(term.qkv)
+    if term.scale is not None:
+        factors = term.scale.transpose(1, 2).unsqueeze(-1).to(out)
+        out = (out.unflatten(-1, (factors.shape[2], -1)) * factors).flatten(-2)
     whole = out.new_zeros(*part.q.shape[:2], out.shape[-1])
     whole[term.rows, term.queries] = out
     return whole

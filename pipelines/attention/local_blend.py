@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,11 +27,20 @@ from torch.nn.functional import max_pool2d, pad
 from ..errors import PalimpsestError
 from ..rows import Rows
 from ..schedule import Moment
-from .hooks import QKV, Role, Site
-from .masked import Cells
+from .hooks import QKV, Kind, Role, Site
+from .masked import Cells, of_picture
 from .tokens import PromptTokens, find_word, require_words
-from .watch import Attended, Begun
-from .word_maps import Gathered, columns_of, enlarged, looked_at, tiled, word_map
+from .watch import Attended, Begun, over
+from .word_maps import (
+    WORDED,
+    Gathered,
+    columns_at,
+    columns_of,
+    enlarged,
+    looked_at,
+    source_map,
+    target_map,
+)
 
 #: How a mask from the user joins the one that was found.
 Join = Literal["intersection", "union", "replace"]
@@ -52,6 +61,8 @@ class LocalBlend:
             of cells of the latent; None for none.
         join: What becomes of both masks; "replace" looks for no words.
     """
+
+    acts_in: ClassVar[frozenset[Kind]] = WORDED
 
     source: Tensor
     target: Tensor
@@ -75,7 +86,7 @@ class LocalBlend:
 
     def placed(self, cells: Cells) -> LocalBlend:
         """The same with the user's mask on the cells of a latent."""
-        return self if self.region is None else replace(self, region=cells(self.region))
+        return self if self.region is None else replace(self, region=of_picture(self.region, cells))
 
     @property
     def looks(self) -> bool:
@@ -132,9 +143,9 @@ class Blending:
         self.at = at
         if source is None or not self.blend.reads(site, at) or site.role != "cond":
             return
-        shown = QKV(source.q, source.k, tiled(self.blend.source, source.k))
-        self.source.add(word_map([shown], site.heads))
-        self.target.add(word_map(attended(tiled(self.blend.target, own.k)), site.heads))
+        self.source.add(source_map(source, self.blend.source, site))
+        columns = columns_at(self.blend.target, own.k, site)
+        self.target.add(target_map(attended(columns), site))
 
     @property
     def cells(self) -> Tensor | None:
@@ -178,7 +189,7 @@ class Blending:
         if cells is None:
             return rows
         kept = rows.source if self.blend.looks else chain_next
-        return rows._replace(target=kept + cells.to(kept) * (rows.target - kept))
+        return rows._replace(target=kept + over(cells, kept) * (rows.target - kept))
 
 
 def above(maps: Tensor, threshold: float) -> Tensor:

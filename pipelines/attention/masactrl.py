@@ -8,6 +8,9 @@ The target asks with its own queries where things shall be, and takes their look
 in both branches of the guidance, once the layout stands (from a step on) and where it is no longer
 decided (from a layer on, in the decoder). Cross-attention is the target's own.
 
+In the joint attention of a transformer, k and v are those of the image, and text stays the target's
+own: out = SDPA(q_t, [k_txt,t | k_img,s], [v_txt,t | v_img,s]), as FreeFlux and Stable Flow have it.
+
 With the masks m_s and m_t of a thing in the source and in the target, looks are taken inside from
 inside, and outside from outside, so that thing and background do not mix:
 
@@ -27,58 +30,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..errors import PalimpsestError
 from ..schedule import Moment
-from .hooks import QKV, OfSome, Role, Site, Term, check_part, inside_part
+from .hooks import QKV, Kind, OfSome, Role, Site, Term, check_part, inside_part
+from .joint import around, looks_of, of_others, own_places
 from .masked import Cells
+from .things import Seeking, Things
 from .watch import Attended, Begun
-from .word_maps import Gathered, enlarged, grid_of, looked_at, tiled, word_map
-
-
-@dataclass(frozen=True, eq=False)
-class Things:
-    """Where a thing is, by its words: a mask from the user has its way before them.
-
-    Attributes:
-        words: [1, S, 1] indicator of the tokens of its words in the source prompt, and
-            [prompts, N, 1] in every target prompt; None looks for no words.
-        threshold: Value of a word map, stretched to 0..1, above which a place is the thing's.
-        region: In 0..1, where the source shows it: of pixels, or once it is `placed`
-            [1 or B, 1, h, w] of cells of the latent.
-        target_region: Where the target shall show it; None where the source does, if nothing else
-            says so.
-    """
-
-    words: tuple[Tensor, Tensor] | None = None
-    threshold: float = 0.1
-    region: Tensor | None = None
-    target_region: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.words is None and not self.given:
-            raise ValueError("A thing needs words or a mask.")
-        if not 0 <= self.threshold <= 1:
-            raise PalimpsestError(f"MasaCtrl's threshold is {self.threshold:g}, it must be 0 to 1.")
-
-    @property
-    def given(self) -> tuple[Tensor, ...]:
-        """The user's masks."""
-        return tuple(mask for mask in (self.region, self.target_region) if mask is not None)
-
-    @property
-    def looks(self) -> bool:
-        """Whether words are looked for: where some mask is not the user's."""
-        return self.words is not None and len(self.given) < 2
-
-    def placed(self, cells: Cells) -> Things:
-        """The same with the user's masks on the cells of a latent."""
-        on = (None if m is None else cells(m) for m in (self.region, self.target_region))
-        return Things(self.words, self.threshold, *on)
+from .word_maps import grid_of, looked_at
 
 
 @dataclass(frozen=True)
@@ -93,6 +57,8 @@ class MasaCtrl:
         union: Read the target's own keys and values beside the source's.
         things: What thing is told from its background; None tells none.
     """
+
+    acts_in: ClassVar[frozenset[Kind]] = frozenset({"self", "cross", "joint"})
 
     steps: tuple[float, float] = (0.08, 1.0)
     layers: tuple[float, float] = (0.625, 1.0)
@@ -115,24 +81,36 @@ class MasaCtrl:
         """Whether the source is read here: its looks, or where its words are."""
         if not self.active(at):
             return False
-        if site.kind == "self":
-            return inside_part(site.layer, site.layers, self.layers)
+        if site.kind == "features":
+            return False
+        return self.looks_at(site) or self.shares(site)
+
+    def looks_at(self, site: Site) -> bool:
+        """Whether words are looked for at this site."""
         return self.names_words and site.role == "cond" and looked_at(site)
+
+    def shares(self, site: Site) -> bool:
+        """Whether looks are taken from the source at this site."""
+        inside = inside_part(site.layer, site.layers, self.layers)
+        return site.kind in ("self", "joint") and inside
 
     def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
         """The source's keys and values, and of cross-attention its queries and keys."""
+        if site.kind == "joint":
+            return own
         return QKV(None, own.k, own.v) if site.kind == "self" else QKV(own.q, own.k, None)
 
     def terms(
         self, own: QKV, source: QKV | None, site: Site, at: Moment
     ) -> tuple[Term, ...] | None:
         """The controlled attention, of all keys."""
-        if source is None or site.kind != "self":
+        if source is None or not self.shares(site):
             return None
-        if not self.union:
-            return (QKV(own.q, source.k, source.v),)
-        both = (torch.cat(pair, dim=1) for pair in zip(source[1:], own[1:], strict=True))
-        return (QKV(own.q, *both),)
+        seen = [looks_of(source, site), around(own, site)]
+        if self.union:
+            seen.append(looks_of(own, site))
+        k, v = (torch.cat(parts, dim=1) for parts in zip(*seen, strict=True))
+        return (QKV(own.q, k, v),)
 
     @property
     def names_words(self) -> bool:
@@ -152,7 +130,7 @@ class MasaCtrl:
         """Within one edit it remembers where it saw the thing."""
         if self.things is None:
             return Begun(self)
-        guided = Guided(self, size, Gathered(size), Gathered(size))
+        guided = Guided(self, Seeking(self.things, size))
         return Begun(guided, onlookers=(guided,))
 
 
@@ -162,20 +140,11 @@ class Guided:
 
     Attributes:
         control: What was asked for.
-        size: Cells of the latent, h and w.
-        source: Maps of the source's words so far.
-        target: Maps of the target's.
-        masks: [1 or B, 1, h, w] where the source shows the thing, and where the target shall, in
-            the step that was seen last; None where that is not known.
-        step: That step.
+        seeking: Where the thing is.
     """
 
     control: MasaCtrl
-    size: tuple[int, int]
-    source: Gathered
-    target: Gathered
-    masks: tuple[Tensor, Tensor] | None = None
-    step: int | None = None
+    seeking: Seeking
 
     def source_role(self, role: Role) -> Role | None:
         """See `MasaCtrl`."""
@@ -194,50 +163,27 @@ class Guided:
         return self.control.kept(site, own, at)
 
     def see(self, own: QKV, source: QKV | None, attended: Attended, site: Site, at: Moment) -> None:
-        """Add the word maps of one cross-attention."""
-        things = self.control.things
-        if source is None or site.kind != "cross" or not self.control.reads(site, at):
-            return
-        self._begin(at)
-        of_source, of_target = things.words
-        shown = QKV(source.q, source.k, tiled(of_source, source.k))
-        self.source.add(word_map([shown], site.heads))
-        self.target.add(word_map(attended(tiled(of_target, own.k)), site.heads))
+        """Add the word maps of one attention."""
+        if source is not None and self.control.looks_at(site) and self.control.reads(site, at):
+            self.seeking.see(own, source, attended, site, at)
 
     def terms(
         self, own: QKV, source: QKV | None, site: Site, at: Moment
     ) -> tuple[Term, ...] | None:
         """The controlled attention; inside and outside apart, once it is known where they are."""
-        self._begin(at)
-        if source is None or site.kind != "self" or self.masks is None:
+        masks = self.seeking.masks_at(at)
+        if source is None or not self.control.shares(site) or masks is None:
             return self.control.terms(own, source, site, at)
-        grid = grid_of(own.q.shape[1], self.size)
-        of, to = (_per_place(mask, grid, len(own.q)) for mask in self.masks)
-        return tuple(self._apart(own, source, to, of))
+        places = own_places(site)
+        grid = grid_of(places.stop - places.start, self.seeking.size)
+        of, to = (_per_place(mask, grid, len(own.q)) for mask in masks)
+        terms = tuple(self._apart(own, source, to, of, site))
+        if site.kind != "joint":
+            return terms
+        (whole,) = self.control.terms(own, source, site, at)
+        return (*terms, of_others(whole, site))
 
-    def _begin(self, at: Moment) -> None:
-        """Settle the masks of a step before anything of it is seen."""
-        if self.step == at.step:
-            return
-        self.step, things = at.step, self.control.things
-        given = things.region, things.target_region
-        if not things.looks:
-            known = [mask for mask in given if mask is not None]
-            self.masks = (known[0], known[-1])
-        elif not self.source.empty:
-            found = self._found(self.source), self._found(self.target)
-            self.masks = tuple(
-                own if mask is None else mask for mask, own in zip(given, found, strict=True)
-            )
-
-    def _found(self, maps: Gathered) -> Tensor:
-        """[B, 1, h, w] 1 where the word maps exceed the threshold, 0 elsewhere."""
-        total = maps.total
-        low, high = (find(total, (-2, -1), keepdim=True) for find in (torch.amin, torch.amax))
-        above = total - low > self.control.things.threshold * (high - low)
-        return enlarged(above.float(), self.size)
-
-    def _apart(self, own: QKV, source: QKV, to: Tensor, of: Tensor) -> Iterator[OfSome]:
+    def _apart(self, own: QKV, source: QKV, to: Tensor, of: Tensor, site: Site) -> Iterator[OfSome]:
         """Inside from inside and outside from outside: rows with the same masks together.
 
         Args:
@@ -245,7 +191,10 @@ class Guided:
             source: What was recorded of the source.
             to: [B, P] bool, which queries are inside.
             of: [B, S] bool, which keys of the source are.
+            site: Where.
         """
+        looks, mine, text = looks_of(source, site), looks_of(own, site), around(own, site)
+        first = own_places(site).start
         alike = bool((to == to[:1]).all() and (of == of[:1]).all())
         for rows in [slice(None)] if alike else [slice(i, i + 1) for i in range(len(to))]:
             inside, shown = to[rows][0], of[rows][0]
@@ -253,13 +202,12 @@ class Guided:
                 if not here.any():
                     continue
                 queries, keys = _places(here), _places(there if there.any() else ~there)
-                k, v = (tensor[rows][:, keys] for tensor in source[1:])
+                seen = [[tensor[rows][:, keys] for tensor in looks], [t[rows] for t in text]]
                 if self.control.union:
-                    k, v = (
-                        torch.cat([kept, mine[rows][:, queries]], dim=1)
-                        for kept, mine in zip((k, v), own[1:], strict=True)
-                    )
-                yield OfSome(QKV(own.q[rows][:, queries], k, v), rows, queries)
+                    seen.append([tensor[rows][:, queries] for tensor in mine])
+                k, v = (torch.cat(parts, dim=1) for parts in zip(*seen, strict=True))
+                places = queries + first
+                yield OfSome(QKV(own.q[rows][:, places], k, v), rows, places)
 
 
 def _places(inside: Tensor) -> Tensor:

@@ -27,6 +27,12 @@ class MaskedControl(Protocol):
         ...
 
 
+def of_picture(mask: Tensor, cells: Cells) -> Tensor:
+    """A mask on the cells of a latent, [1 or B, 1, h, w]: a picture may be a video of one frame."""
+    on = cells(mask)
+    return on if on.ndim == 4 else on[:, :, 0]
+
+
 def masks_of(control: Control) -> tuple[Tensor, ...]:
     """Every mask that a control holds."""
     return control.masks if isinstance(control, MaskedControl) else ()

@@ -1,14 +1,14 @@
 """One source, many target prompts: an attention control for every row of a batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..errors import PalimpsestError
 from ..schedule import Moment
-from .control import Control
-from .hooks import QKV, Role, Site
+from .control import Control, acts_in
+from .hooks import QKV, Kind, OfSome, Role, Site, Term
 from .prompt_to_prompt import SELF_PIXELS, Mode, rewrite_prompt
 from .tokens import PromptTokens, find_word, require_words
 
@@ -22,6 +22,11 @@ class PromptBatch:
     """
 
     controls: tuple[Control, ...]
+
+    @property
+    def acts_in(self) -> frozenset[Kind]:
+        """Where all of them act."""
+        return acts_in(self.controls[0])
 
     def source_role(self, role: Role) -> Role | None:
         """Which rows of the source the controls read."""
@@ -39,7 +44,9 @@ class PromptBatch:
         """What the controls read of the source."""
         return self.controls[0].kept(site, own, at)
 
-    def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> tuple[QKV, ...] | None:
+    def terms(
+        self, own: QKV, source: QKV | None, site: Site, at: Moment
+    ) -> tuple[Term, ...] | None:
         """The controlled attention of every row, as one sum of batched attentions.
 
         Raises:
@@ -59,6 +66,8 @@ class PromptBatch:
             answers.append(control.terms(one, _row(source, row) if read else None, site, at))
         if not any(answers):
             return None
+        if site.kind == "joint":
+            return tuple(_of_each(owns, answers))
         sums = [terms or (one,) for terms, one in zip(answers, owns, strict=True)]
         return tuple(
             _joined(
@@ -118,6 +127,15 @@ def rewrite_prompts(
             for target in targets
         )
     )
+
+
+def _of_each(owns: Sequence[QKV], answers: Sequence[tuple[Term, ...] | None]) -> Iterator[OfSome]:
+    """The terms of every row for itself; each takes other queries, or none in particular."""
+    for row, (one, terms) in enumerate(zip(owns, answers, strict=True)):
+        for term in terms or (one,):
+            if isinstance(term, QKV):
+                term = OfSome(term, slice(None), torch.arange(one.q.shape[1]))
+            yield term._replace(rows=slice(row, row + 1))
 
 
 def _row(qkv: QKV, row: int) -> QKV:

@@ -7,6 +7,8 @@ token, the output A' v_t is linear in both softmax maps, so that no map is neede
     cross   out = SDPA(q_s, k_s, T D_s v_t) + SDPA(q_t, k_t, D_t v_t)
             D_s = a e alpha           D_t = (1 - a) e alpha + (1 - alpha)
     self    out = SDPA(q_s, k_s, v_t)
+    joint   both at once (`joint`): the image looks at words as in cross-attention, and at itself as
+            in self-attention
 
     T       alignment [S, N]              a       1 where a target token has a source
     e       weight of a target token      alpha   1 while the token's cross window is open
@@ -18,13 +20,14 @@ References:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..schedule import Moment
-from .hooks import QKV, Role, Site
+from .hooks import QKV, Kind, Role, Site, Term
+from .joint import MapEdit
 from .tokens import Alignment, PromptTokens, positions_of, refine_tokens, replace_words, same_words
 
 Mode = Literal["auto", "replace", "refine"]
@@ -46,7 +49,10 @@ class PromptToPrompt:
         self_pixels: Largest feature map, in pixels, whose self-attention is replaced.
         weights_always: Let the weights act in every step; published they act only while a token
             reads the source.
+        normalise: Let the rows of an edited joint map sum to 1.
     """
+
+    acts_in: ClassVar[frozenset[Kind]] = frozenset({"self", "cross", "joint"})
 
     alignment: Alignment
     weights: Tensor
@@ -54,6 +60,7 @@ class PromptToPrompt:
     self_window: tuple[float, float] = (0.0, 0.6)
     self_pixels: int = SELF_PIXELS
     weights_always: bool = False
+    normalise: bool = False
 
     def open_tokens(self, step: int, steps: int) -> Tensor:
         """[N] bool, which target tokens read the source in this step.
@@ -76,16 +83,23 @@ class PromptToPrompt:
         """Whether the source is read here."""
         if site.kind == "self":
             return site.tokens <= self.self_pixels and at.inside(self.self_window)
+        if site.kind == "joint":
+            return self.active(at)
         return site.kind == "cross" and self._cross_open(at)
 
     def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
         """The source's queries and keys; its values are never read."""
         return QKV(own.q, own.k, None)
 
-    def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> tuple[QKV, ...] | None:
+    def terms(
+        self, own: QKV, source: QKV | None, site: Site, at: Moment
+    ) -> tuple[Term, ...] | None:
         """The controlled attention, as one or two fused attentions."""
         if source is None:
             return self._weighted(own, site)
+        if site.kind == "joint":
+            share = float(at.inside(self.self_window))
+            return MapEdit(*self._value_maps(at), share, self.normalise).terms(own, source, site)
         if site.kind == "self":
             return (QKV(source.q, source.k, own.v),)
         from_source, from_target = self._value_maps(at)
@@ -95,10 +109,15 @@ class PromptToPrompt:
             return terms
         return (*terms, _scaled(own, from_target))
 
-    def _weighted(self, own: QKV, site: Site) -> tuple[QKV, ...] | None:
+    def _weighted(self, own: QKV, site: Site) -> tuple[Term, ...] | None:
         """The target's own attention with the weights of its words, where they always act."""
-        idle = site.kind != "cross" or not self.weights_always or bool((self.weights == 1).all())
-        return None if idle else (_scaled(own, self.weights),)
+        idle = not self.weights_always or bool((self.weights == 1).all())
+        if idle or site.kind not in ("cross", "joint"):
+            return None
+        if site.kind == "joint":
+            nothing = torch.zeros_like(self.alignment.mapping)
+            return MapEdit(nothing, self.weights, 0.0, self.normalise).terms(own, None, site)
+        return (_scaled(own, self.weights),)
 
     def _cross_open(self, at: Moment) -> bool:
         return bool(self.open_tokens(at.step, at.steps).any())
@@ -135,6 +154,7 @@ def chained(first: PromptToPrompt, second: PromptToPrompt) -> PromptToPrompt:
         _both(first.self_window, second.self_window),
         min(first.self_pixels, second.self_pixels),
         first.weights_always or second.weights_always,
+        first.normalise or second.normalise,
     )
 
 
@@ -201,6 +221,7 @@ def rewrite_prompt(
     self_pixels: int = SELF_PIXELS,
     weights_always: bool = False,
     published_tail: bool = False,
+    normalise: bool = False,
 ) -> PromptToPrompt:
     """The control that turns the picture of one prompt into that of another.
 
@@ -216,6 +237,7 @@ def rewrite_prompt(
         self_pixels: See `PromptToPrompt`.
         weights_always: See `PromptToPrompt`.
         published_tail: See `replace_words`.
+        normalise: See `PromptToPrompt`.
 
     Raises:
         PalimpsestError: If "replace" meets unequal word counts, or a word is not in the target.
@@ -236,4 +258,5 @@ def rewrite_prompt(
         self_window,
         self_pixels,
         weights_always,
+        normalise,
     )

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from ..schedule import Moment
-from .control import Control, FeatureControl
-from .hooks import QKV, Role, Site, Term
+from .control import Control, FeatureControl, acts_in
+from .hooks import QKV, Kind, Role, Site, Term
 from .masked import Cells, masks_of, placed
 from .watch import Begun, begun
 
@@ -28,6 +28,11 @@ class Stack:
     """
 
     controls: tuple[Control, ...]
+
+    @property
+    def acts_in(self) -> frozenset[Kind]:
+        """Where all of them act."""
+        return frozenset.intersection(*(acts_in(control) for control in self.controls))
 
     def source_role(self, role: Role) -> Role | None:
         """That which any of them reads."""

@@ -15,6 +15,8 @@ References:
         arXiv:2208.01626, section 3.2 (word swap, adding a new phrase)
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -34,16 +36,28 @@ class PromptTokens:
             follow one another, as they do in the conditioning tensor.
         words: The whitespace-separated words in order, each with its parts.
         length: Number of positions before the final padding, start and end tokens included.
+        times: How often the words stand there.
     """
 
     ids: tuple[int, ...]
     words: tuple[Word, ...]
     length: int
+    times: int = 1
+
+    def followed_by(self, other: PromptTokens) -> PromptTokens:
+        """The same prompt in the tokens of two encoders, which stand one after another.
+
+        Its words stand there twice.
+        """
+        own = len(self.ids)
+        words = (*self.words, *(word.moved(own) for word in other.words))
+        length = own + other.length
+        return PromptTokens((*self.ids, *other.ids), words, length, self.times + other.times)
 
     @property
     def text(self) -> str:
         """The words, joined by single spaces."""
-        return " ".join(word.text for word in self.words)
+        return " ".join(word.text for word in self.words[: len(self.words) // self.times])
 
     @property
     def parts(self) -> tuple[Word, ...]:

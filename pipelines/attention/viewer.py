@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,8 +24,8 @@ from ..schedule import Moment, moment_at
 from ..trajectory import Trajectory
 from .bank import place_of
 from .features import Features
-from .hooks import QKV, Hooks, Role, Site, check_part, inside_part
-from .word_maps import Gathered, enlarged, looked_at, tiled, word_map
+from .hooks import QKV, Hooks, Kind, Role, Site, check_part, inside_part
+from .word_maps import WORDED, Gathered, enlarged, looked_at, source_map
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,8 @@ class Look:
         layers: Part of the transformer blocks, as fractions of them.
         every: Look into layers of all sizes; else into those of `word_maps.looked_at`.
     """
+
+    acts_in: ClassVar[frozenset[Kind]] = WORDED
 
     columns: Tensor
     layers: tuple[float, float] = (0.0, 1.0)
@@ -54,7 +57,7 @@ class Look:
 
     def reads(self, site: Site, at: Moment) -> bool:
         """Whether words are looked for here."""
-        inside = site.kind == "cross" and inside_part(site.layer, site.layers, self.layers)
+        inside = site.kind in WORDED and inside_part(site.layer, site.layers, self.layers)
         return inside and (self.every or looked_at(site))
 
     def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
@@ -82,8 +85,7 @@ class Viewer:
     def record(self, site: Site, qkv: QKV) -> None:
         """Add the maps of one attention; a hook that changes nothing."""
         if site.role == "cond" and self.look.reads(site, self.at):
-            shown = QKV(qkv.q, qkv.k, tiled(self.look.columns, qkv.k))
-            self.gathered.add(word_map([shown], site.heads))
+            self.gathered.add(source_map(qkv, self.look.columns, site))
 
 
 def view_words(
@@ -132,7 +134,7 @@ def _replay(features: Features, viewer: Viewer) -> None:
     sites = {place_of(site): site for site in features.every}
     for site, qkv in features.read(viewer.at.step).items():
         whole = sites[place_of(site)]
-        if whole.kind == "cross" and qkv.q is not None and qkv.k is not None:
+        if whole.kind in WORDED and qkv.q is not None and qkv.k is not None:
             viewer.record(whole, qkv)
 
 

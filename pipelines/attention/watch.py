@@ -97,8 +97,13 @@ def within(watches: Iterable[Watch], apart: Tensor) -> Tensor:
     """How far an edit is from its source, [B, C, h, w], cut to the bounds that were found."""
     for watch in watches:
         cells = watch.cells
-        apart = apart if cells is None else cells.to(apart) * apart
+        apart = apart if cells is None else over(cells, apart) * apart
     return apart
+
+
+def over(cells: Tensor, latent: Tensor) -> Tensor:
+    """[1 or B, 1, h, w] cells, to be multiplied with a latent; that of a video has frames too."""
+    return (cells if latent.ndim == 4 else cells.unsqueeze(2)).to(latent)
 
 
 def bounds(watches: Iterable[Watch]) -> Tensor | None:

@@ -9,7 +9,8 @@ A control that edits the softmax for the values v edits it for the column u alik
 of an edited attention is the sum of its terms with u in the place of v.
 
 Looked at are the layers of a quarter of the latent's side, the published 16 x 16 of a 64 x 64
-latent; of a small latent finer ones, which still have a place for a word.
+latent; of a small latent finer ones, which still have a place for a word. A transformer has one
+size alone, and its middle blocks tell words best.
 
 References:
     Hertz et al. 2022, Prompt-to-Prompt Image Editing with Cross Attention Control,
@@ -22,24 +23,35 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, scaled_dot_product_attention
+from torch.nn.functional import interpolate, pad
 
 from ..errors import PalimpsestError
-from .hooks import QKV, Site
+from .hooks import QKV, Kind, Site, Term, inside_part, per_head
+from .joint import image_places, source_places
 
 #: How often the picture was halved where its words are looked for: a quarter of the side.
 DEPTH = 2
+
+#: The attentions in which an image looks at words.
+WORDED: frozenset[Kind] = frozenset({"cross", "joint"})
+
+#: Part of a transformer's layers in which its words are looked for: published for Flux are blocks
+#: 11 to 18 of 57, for SD 3 4 to 9 of 24.
+JOINT_LAYERS = (0.17, 0.45)
 
 #: Places that a layer has at least where words are looked for, if there is a finer one.
 PLACES = 128
 
 
 def looked_at(site: Site) -> bool:
-    """Whether a place is one of the cross-attentions in which words are looked for.
+    """Whether a place is one of the attentions in which words are looked for.
 
-    They are those nearest to `DEPTH` halvings, of which two are equally near the finer ones, that
-    have `PLACES` places; where none has, the finest.
+    Of joint ones they are those of `JOINT_LAYERS`. Of cross-attentions they are those nearest to
+    `DEPTH` halvings, of which two are equally near the finer ones, that have `PLACES` places; where
+    none has, the finest.
     """
+    if site.kind == "joint":
+        return inside_part(site.layer, site.layers, JOINT_LAYERS)
     if site.kind != "cross":
         return False
     depth = site.depths[site.layer]
@@ -60,27 +72,52 @@ def columns_of(groups: Sequence[Iterable[int]], count: int) -> Tensor:
     return columns
 
 
-def tiled(columns: Tensor, keys: Tensor) -> Tensor:
-    """[B, S, W] columns [1 or B, N, W] for keys [B, S, C] of a prompt that may be repeated."""
-    copies = keys.shape[1] // columns.shape[-2]
-    return columns.to(keys.device).repeat(1, copies, 1).expand(len(keys), -1, -1)
+def columns_at(columns: Tensor, keys: Tensor, site: Site) -> Tensor:
+    """[B, S, W] columns [1 or B, N, W] of a prompt for all keys [B, S, C] of a site.
+
+    Cross-attention may see a prompt several times; in joint attention other tokens follow it.
+    """
+    if site.kind == "joint":
+        every = pad(columns, (0, 0, 0, keys.shape[1] - columns.shape[-2]))
+    else:
+        every = columns.repeat(1, keys.shape[1] // columns.shape[-2], 1)
+    return every.to(keys.device).expand(len(keys), -1, -1)
 
 
-def word_map(terms: Iterable[QKV], heads: int) -> Tensor:
-    """[B, P, W] attention that W columns of tokens get, mean of the heads; float32 or finer.
+def source_map(source: QKV, columns: Tensor, site: Site) -> Tensor:
+    """[B, P, W] attention of a source's image to W columns [1, N, W] of its prompt's tokens.
 
     Args:
-        terms: Queries [B, P, C], keys [B, S, C] and the columns [B, S, W] as values; summed.
-        heads: How many lie side by side in C.
+        source: What was recorded of it.
+        columns: Indicators of tokens.
+        site: Where, as the target sees it.
     """
-    return sum(_gathered(term, heads) for term in terms)
+    places = source_places(source, site) if site.kind == "joint" else slice(None)
+    shown = QKV(source.q[:, places], source.k, columns_at(columns, source.k, site))
+    return per_head(shown, site.heads).mean(1)
 
 
-def _gathered(term: QKV, heads: int) -> Tensor:
-    finest = torch.promote_types(term.q.dtype, torch.float32)
-    q, k = (t.to(finest).unflatten(-1, (heads, -1)).transpose(1, 2) for t in term[:2])
-    columns = term.v.to(finest)[:, None].expand(-1, heads, -1, -1)
-    return scaled_dot_product_attention(q, k, columns).mean(1)
+def target_map(terms: Iterable[Term], site: Site) -> Tensor:
+    """[B, P, W] the same of a target, as a control edits its attention.
+
+    Args:
+        terms: With the columns [B, S, W] in the place of values; they are summed.
+        site: Where.
+    """
+    whole = sum(_gathered(term, site) for term in terms)
+    return whole[:, image_places(site)] if site.kind == "joint" else whole
+
+
+def _gathered(term: Term, site: Site) -> Tensor:
+    """[B, P, W] what a term adds to the maps of all queries, mean of the heads."""
+    if isinstance(term, QKV):
+        return per_head(term, site.heads).mean(1)
+    found = per_head(term.qkv, site.heads)
+    if term.scale is not None:
+        found = found * term.scale.unsqueeze(-1).to(found)
+    whole = found.new_zeros(len(found), site.tokens, found.shape[-1])
+    whole[term.rows, term.queries] = found.mean(1)
+    return whole
 
 
 @dataclass

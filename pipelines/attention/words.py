@@ -59,6 +59,11 @@ class Word:
             in_korean = korean
         return count
 
+    def moved(self, by: int) -> "Word":
+        """The same with all its tokens so many positions later."""
+        positions = tuple(position + by for position in self.positions)
+        return replace(self, positions=positions, cuts=tuple(cut.moved(by) for cut in self.cuts))
+
     def followed_by(self, other: "Word") -> "Word":
         """This word and another that follows without a space, as one."""
         first, *rest = other.parts

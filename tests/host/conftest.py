@@ -9,6 +9,9 @@ import sys
 
 import pytest
 import torch
+from palimpsest.demo.flow import FlowPainter, make_transformer
+from palimpsest.demo.flow_files import copy_parts, load_texts, write_flow
+from palimpsest.demo.model_files import WEIGHTS
 from palimpsest.tests.host import agree, tiny
 
 
@@ -53,6 +56,18 @@ def sd2_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def sdxl_folder(tmp_path_factory):
     return _folder(tiny.make_sdxl, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def flow_folder(tmp_path_factory):
+    """A tiny transformer of Flux's kind with random weights, and the embedded text encoder."""
+    folder = tmp_path_factory.mktemp("flow") / "flow"
+    with torch.inference_mode(False):
+        copy_parts(WEIGHTS, folder)
+        painter = FlowPainter(make_transformer(1, 1, 2), *load_texts(folder))
+        tiny.randomise(painter.transformer)
+        write_flow(folder, painter)
+    return folder
 
 
 @pytest.fixture(scope="session")

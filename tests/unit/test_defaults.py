@@ -26,16 +26,33 @@ DEFAULTS = {
         "self_pixels": 32 * 32,
         "weights_always": False,
         "published_tail": False,
+        "normalise": False,
     },
     "attention.prompt_to_prompt.PromptToPrompt": {
         "self_window": (0.0, 0.6),
         "self_pixels": 32 * 32,
         "weights_always": False,
+        "normalise": False,
     },
     "attention.tokens.replace_words": {"published_tail": False},
     "attention.room.Room": {"largest": 0},
     "attention.words.Word": {"cuts": (), "glued": False},
-    "attention.hooks.Site": {"tokens": 0, "text": 0, "layers": 0, "depths": (), "heads": 1},
+    "attention.hooks.Site": {
+        "tokens": 0,
+        "text": 0,
+        "references": 0,
+        "layers": 0,
+        "depths": (),
+        "heads": 1,
+    },
+    "attention.joint.MapEdit": {"normalise": False},
+    # ConsistEdit as published for style and objects: structure for 0.3 of the steps.
+    "attention.consist_edit.ConsistEdit": {
+        "structure": (0.0, 0.3),
+        "values": (0.0, 0.0),
+        "layers": (0.0, 1.0),
+    },
+    "attention.tokens.PromptTokens": {"times": 1},
     # LocalBlend as published: a threshold of 0.3, from a fifth of the steps on.
     "attention.bank.Bank": {"watches": (), "onlookers": (), "leaves": True, "pairs": False},
     "attention.local_blend.LocalBlend": {
@@ -52,7 +69,7 @@ DEFAULTS = {
         "union": False,
     },
     # The threshold of its masks from words is the published one.
-    "attention.masactrl.Things": {"threshold": 0.1},
+    "attention.things.Things": {"threshold": 0.1},
     "attention.bank.Bank.fill": {"targets": 0},
     "attention.watch.Begun": {"watches": (), "onlookers": ()},
     # Plug-and-Play as published: half of the decoder's maps, the fifteenth of 22 residual blocks.

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ....pipelines.attention.control import Control, Moving, source_roles
+from ....pipelines.attention.control import Control, Moving, acts_in, source_roles
 from ....pipelines.attention.prompt_batch import PromptBatch
 from ....pipelines.attention.prompt_to_prompt import PromptToPrompt, chained
 from ....pipelines.attention.stack import parts_of, stacked
 from ....pipelines.attention.tokens import PromptTokens
 from ....pipelines.attention.watch import WordedControl
 from ....pipelines.errors import PalimpsestError, quoted
-from ..attention import require_unet
 from ..guidance import Conditioning
+from ..hooked import require_attention
 from ..refusals import check_one_entry, check_owner
 
 
@@ -104,12 +104,33 @@ class BoundControl:
         negative: Conditioning,
     ) -> None:
         """Refuse a model, or conditionings, that it was not made for or could not read."""
-        require_unet(model.model, self.name, instead="edit without the control")
+        places = acts_in(self.control)
+        if not places:
+            raise PalimpsestError(
+                f"{self.name} act on models of different kinds, some on UNets and others on "
+                "transformers: use one of them alone."
+            )
+        require_attention(model.model, places, self.name, instead="edit without the control")
+        _check_references(source, target)
         self.check_source(source, "source")
         if self.target is not None:
             check_owner(self.target, target, "target")
         if "uncond" in source_roles(self.control):
             check_one_entry(negative, "negative")
+
+
+def _check_references(source: Conditioning, target: Conditioning) -> None:
+    """Refuse prompts that show the model other reference pictures: their tokens differ then."""
+    shown = [
+        [tuple(ref.shape) for _, more in prompt for ref in more.get("reference_latents") or ()]
+        for prompt in (source, target)
+    ]
+    if shown[0] != shown[1]:
+        raise PalimpsestError(
+            f"The source carries {len(shown[0])} reference pictures, the target {len(shown[1])}, "
+            "or of other sizes: a control needs the same ones in both; connect both prompts "
+            "through the same Reference Latent nodes."
+        )
 
 
 def _joined(before: Words | None, after: Words | None) -> Words | None:

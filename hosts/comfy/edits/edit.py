@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ....pipelines.attention.control import Moving
 from ....pipelines.attention.masked import masks_of, placed
+from ....pipelines.attention.watch import over
 from ....pipelines.correction import Correction
 from ....pipelines.edit_along import check_control, edit_along
 from ....pipelines.editing import Editing
@@ -204,7 +205,7 @@ def allowed(request: EditRequest, bounds: Tensor | None) -> Tensor:
     if request.mask is not None:
         where = where * latent_mask(request.mask, request.model, origin).cpu()
     if bounds is not None:
-        where = where * bounds.float().cpu()
+        where = where * over(bounds.float().cpu(), where)
     return pixel_mask(where, request.model)
 
 

@@ -22,8 +22,9 @@ from palimpsest.hosts.drawing.heat import COLORS, heat_over
 from palimpsest.pipelines.attention.features import FeatureRecorder
 from palimpsest.pipelines.attention.viewer import view_words
 from palimpsest.pipelines.errors import PalimpsestError
-from palimpsest.tests.host import agree, flow
+from palimpsest.tests.host import agree
 from palimpsest.tests.host.edits.test_edit import HOSTS_AGREE, latent_for, relative
+from palimpsest.tests.host.shapes import make_wan
 
 pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
@@ -134,8 +135,8 @@ def test_what_cannot_be_looked_at_is_refused(sd1, wishes, said):
 
 
 def test_a_model_without_a_unet_is_refused_by_its_name(sd1):
-    with pytest.raises(PalimpsestError, match="Attention Maps needs a UNet with cross-attention"):
-        attention_maps(replace(viewed(sd1), model=flow.make_flux()))
+    with pytest.raises(PalimpsestError, match=r"Attention Maps needs a UNet .*, or a transformer"):
+        attention_maps(replace(viewed(sd1), model=make_wan()))
 
 
 def test_names_in_a_row_are_one_and_words_that_come_twice_are_shown_once(sd1):

@@ -12,9 +12,10 @@ from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.nodes.source_controls import MasaCtrlNode
 from palimpsest.pipelines.attention.features import FeatureRecorder
 from palimpsest.pipelines.attention.local_blend import blend_columns
-from palimpsest.pipelines.attention.masactrl import MasaCtrl, Things
+from palimpsest.pipelines.attention.masactrl import MasaCtrl
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.attention.stack import parts_of, stacked
+from palimpsest.pipelines.attention.things import Things
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree
 from palimpsest.tests.host.edits.test_edit import HOSTS_AGREE, latent_for, relative

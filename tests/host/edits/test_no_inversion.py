@@ -22,6 +22,7 @@ from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.hosts.diffusers.no_inversion import noise_freshly
 from palimpsest.nodes.control import PromptToPrompt
 from palimpsest.nodes.no_inversion import LEFT, EditNoInversion, Own
+from palimpsest.nodes.source_controls import PlugAndPlayNode
 from palimpsest.pipelines.aligned import Manner
 from palimpsest.pipelines.correction import DIRECT_INVERSION
 from palimpsest.pipelines.errors import PalimpsestError
@@ -305,8 +306,9 @@ def test_a_control_that_cannot_be_is_refused_before_the_source_is_asked(sd1, mon
     told = settings_of(PromptToPrompt) | {"source": "a red cat", "target": "a blue cat"}
     control = PromptToPrompt.execute(clip=sd1.clip, **told).args[0]
     monkeypatch.setattr(no_inversion, "fresh_noise", lambda *_, **__: pytest.fail("it was asked"))
+    structure = PlugAndPlayNode.execute(**settings_of(PlugAndPlayNode)).args[0]
     with pytest.raises(PalimpsestError, match="edit without the control"):
-        edit_without_inversion(on_a_flow(control=control))
+        edit_without_inversion(on_a_flow(control=structure))
     with pytest.raises(PalimpsestError, match="source conditioning is not the one this control"):
         edit_without_inversion(on_a_unet(sd1, source="a dog", control=control))
 

@@ -14,12 +14,13 @@ from palimpsest.hosts.comfy.words import prompt_tokens
 from palimpsest.hosts.diffusers.lent import Lent as DiffusersLent
 from palimpsest.pipelines.attention.features import FeatureRecorder
 from palimpsest.pipelines.attention.local_blend import LocalBlend, blend_columns
-from palimpsest.pipelines.attention.masactrl import MasaCtrl, Things
+from palimpsest.pipelines.attention.masactrl import MasaCtrl
 from palimpsest.pipelines.attention.pix2pix_zero import Pix2PixZero
 from palimpsest.pipelines.attention.plug_and_play import PlugAndPlay
 from palimpsest.pipelines.attention.prompt_batch import rewrite_prompts
 from palimpsest.pipelines.attention.prompt_to_prompt import PromptToPrompt, rewrite_prompt
 from palimpsest.pipelines.attention.stack import parts_of, stacked
+from palimpsest.pipelines.attention.things import Things
 from palimpsest.pipelines.attention.way import Way
 from palimpsest.pipelines.correction import DIRECT_INVERSION, UNCORRECTED
 from palimpsest.pipelines.errors import PalimpsestError

@@ -11,10 +11,11 @@ from palimpsest.hosts.comfy.inversions.picture import Picture
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.hosts.comfy.words import prompt_tokens
 from palimpsest.pipelines.attention.local_blend import LocalBlend, blend_columns
-from palimpsest.pipelines.attention.masactrl import MasaCtrl, Things
+from palimpsest.pipelines.attention.masactrl import MasaCtrl
 from palimpsest.pipelines.attention.plug_and_play import PlugAndPlay
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.attention.stack import parts_of, stacked
+from palimpsest.pipelines.attention.things import Things
 from palimpsest.pipelines.correction import DIRECT_INVERSION
 from palimpsest.pipelines.inversion.noise_space import EDIT_FRIENDLY
 from palimpsest.tests.host import agree

@@ -24,6 +24,7 @@ from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.nodes.inversions.cyclediffusion import InvertCycleDiffusion
 from palimpsest.nodes.inversions.ddim import InvertDDIM
 from palimpsest.nodes.inversions.edit_friendly import InvertEditFriendly
+from palimpsest.pipelines.attention.plug_and_play import PlugAndPlay
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.attention.tokens import PromptTokens, Word
 from palimpsest.pipelines.correction import ADD_SOURCE, DIRECT_INVERSION, UNCORRECTED, Correction
@@ -260,7 +261,7 @@ def test_the_guidance_that_flux_is_told_goes_through_untouched(method):
     assert relative(edit(request(model, trajectory, target=other, cfg=1.0))[0], latent) > 1e-4
 
 
-# --- what a flow model cannot do
+# --- attention control
 
 
 def control():
@@ -269,10 +270,23 @@ def control():
 
 
 @every_method
-def test_prompt_to_prompt_is_refused_in_one_sentence(model, method):
+def test_prompt_to_prompt_goes_with_it(model, method):
+    """The source stays what it is, and the control is heard in the target."""
     trajectory, _ = invert(model, method)
-    with pytest.raises(PalimpsestError, match=r"^Prompt-to-Prompt ") as caught:
-        edit(request(model, trajectory, control=control()))
+    under, beside, *_ = edit(request(model, trajectory, control=control(), keep_source=True))
+    free, source, *_ = edit(request(model, trajectory, keep_source=True))
+    assert torch.equal(beside, source)
+    assert relative(under, free) > 1e-4
+
+
+# --- what a flow model cannot do
+
+
+@every_method
+def test_plug_and_play_is_refused_in_one_sentence(model, method):
+    trajectory, _ = invert(model, method)
+    with pytest.raises(PalimpsestError, match=r"^Plug-and-Play ") as caught:
+        edit(request(model, trajectory, control=BoundControl(PlugAndPlay(), name="Plug-and-Play")))
     assert type(model.model).__name__ in str(caught.value)
 
 

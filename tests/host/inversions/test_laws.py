@@ -15,7 +15,7 @@ from palimpsest.hosts.comfy.latents import with_samples
 from palimpsest.nodes.control import PromptToPrompt
 from palimpsest.nodes.inversions.shared import CATEGORY
 from palimpsest.nodes.wires import Control
-from palimpsest.pipelines.attention.control import Moving
+from palimpsest.pipelines.attention.control import UNET, Moving, acts_in
 from palimpsest.pipelines.correction import DIRECT_INVERSION
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.pipelines.trajectory import Trajectory
@@ -153,6 +153,10 @@ def test_every_control_goes_with_it(sd1, node, once, control):
     """
     trajectory = once(node)[0]
     bound = control_of(control, sd1, "a blue square")
+    if not acts_in(bound.control) & UNET:
+        with pytest.raises(PalimpsestError, match="needs a transformer in which text"):
+            edited(node, sd1, trajectory, "a blue square", bound)
+        return
     own_loop = any(carried.own_loop for carried in trajectory.carried)
     if own_loop and isinstance(bound.control, Moving):
         with pytest.raises(PalimpsestError, match="take the trajectory of another Invert node"):

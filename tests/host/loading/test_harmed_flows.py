@@ -5,9 +5,6 @@ import shutil
 
 import pytest
 import torch
-from palimpsest.demo.flow import FlowPainter, make_transformer
-from palimpsest.demo.flow_files import copy_parts, load_texts, write_flow
-from palimpsest.demo.model_files import WEIGHTS
 from palimpsest.hosts.comfy.loading import transformer, weights
 from palimpsest.hosts.comfy.loading.folder import load_folder
 from palimpsest.tests.host.loading.test_harmed_models import WRONG, harmless, refusal
@@ -16,18 +13,9 @@ from safetensors.torch import load_file, save_file
 pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("flow") / "flow"
-    with torch.inference_mode(False):
-        copy_parts(WEIGHTS, folder)
-        write_flow(folder, FlowPainter(make_transformer(1, 1, 2), *load_texts(folder)))
-    return folder
-
-
 @pytest.fixture
-def flow(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "flow")
+def flow(flow_folder, tmp_path):
+    return shutil.copytree(flow_folder, tmp_path / "flow")
 
 
 #: The fields of each file that are read, and what of the loading reads them.

@@ -1,8 +1,17 @@
 """Words and the positions of their tokens, under all of ComfyUI's prompt syntax."""
 
+from types import SimpleNamespace
+
+import comfy.sd
 import pytest
 import torch
+from comfy.text_encoders.anima import AnimaTokenizer
+from comfy.text_encoders.flux import FluxTokenizer
+from comfy.text_encoders.pixart_t5 import PixArtTokenizer
+from comfy.text_encoders.sd3_clip import SD3Tokenizer
 from palimpsest.hosts.comfy.words import prompt_tokens
+from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
+from palimpsest.pipelines.attention.tokens import find_word
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.host import agree
 from safetensors.torch import save_file
@@ -191,6 +200,92 @@ def test_an_embedding_for_another_model_is_refused(sd1_clip, embeddings):
         prompt_tokens(sd1_clip, "a embedding:wide cat")
 
 
+# --- the encoders of transformers
+
+
+def clip_with(tokenizer, **encoders):
+    """Core's CLIP with a tokenizer of core's, and no weights: what it reads, not what it makes."""
+    clip = comfy.sd.CLIP(no_init=True)
+    clip.tokenizer, clip.tokenizer_options = tokenizer, {}
+    clip.cond_stage_model = SimpleNamespace(**encoders)
+    return clip
+
+
+@pytest.fixture(scope="module")
+def sd3():
+    return SD3Tokenizer()
+
+
+def lengths_of(tokenizer, word):
+    """How many tokens a word has in a sentence, by the tokenizer's own places of letters."""
+    shown = tokenizer(f"so {word} so", return_offsets_mapping=True)["offset_mapping"]
+    return sum(start >= 3 and end <= 3 + len(word) and end > start for start, end in shown)
+
+
+TEXT = "a photo of an extraordinary tyrannosaurus, on the (wet:1.3) grass"
+
+
+@pytest.mark.parametrize(("make", "least"), [(FluxTokenizer, 256), (PixArtTokenizer, 1)])
+def test_flux_and_chroma_attend_to_the_words_of_t5(make, least):
+    clip = clip_with(make())
+    every = clip.tokenizer
+    tokenizer = getattr(every, "clip_t5xxl", None) or every.t5xxl
+    prompt, at = prompt_tokens(clip, TEXT), 0
+    for word, plain in zip(
+        prompt.words, TEXT.replace("(", "").replace(":1.3)", "").split(), strict=True
+    ):
+        count = lengths_of(tokenizer.tokenizer, plain)
+        assert (word.text, word.positions) == (plain, tuple(range(at, at + count)))
+        at += count
+    assert prompt.length == at + 1  # an end, and no start
+    assert len(prompt.ids) == max(least, at + 1)
+    assert prompt.text == " ".join(word.text for word in prompt.words)
+
+
+def test_sd3_attends_to_the_words_of_its_clips_and_to_those_of_t5_behind_them(sd3):
+    clip = clip_with(sd3, clip_l="there", clip_g="there", t5xxl="there")
+    prompt = prompt_tokens(clip, TEXT)
+    alone = prompt_tokens(clip_with(sd3, clip_l="there", clip_g="there", t5xxl=None), TEXT)
+    t5 = prompt_tokens(clip_with(sd3, clip_l=None, clip_g=None, t5xxl="there"), TEXT)
+    assert (len(alone.ids), len(t5.ids)) == (77, 77)
+    assert prompt.ids == alone.ids + t5.ids
+    count = len(alone.words)
+    assert prompt.words[:count] == alone.words
+    for word, own in zip(prompt.words[count:], t5.words, strict=True):
+        assert word.text == own.text
+        assert word.positions == tuple(77 + position for position in own.positions)
+    assert prompt.text == alone.text == t5.text
+    assert prompt.length == 77 + t5.length
+    assert find_word("wet", prompt) == (*find_word("wet", alone), *prompt.words[-2].positions)
+
+
+def test_one_of_its_clips_alone_is_read_as_core_reads_it(sd3):
+    for there in ("clip_l", "clip_g"):
+        encoders = {"clip_l": None, "clip_g": None, "t5xxl": None} | {there: "there"}
+        prompt = prompt_tokens(clip_with(sd3, **encoders), "a red cat")
+        assert [word.positions for word in prompt.words] == [(1,), (2,), (3,)]
+
+
+@pytest.mark.parametrize(
+    "texts", [("a red cat on grass", "a blue tiger on grass"), ("a red cat", "a big red cat")]
+)
+def test_a_rewritten_prompt_reads_each_encoder_in_itself(sd3, texts):
+    clip = clip_with(sd3, clip_l="there", clip_g="there", t5xxl="there")
+    control = rewrite_prompt(*(prompt_tokens(clip, text) for text in texts))
+    mapping = control.alignment.mapping
+    assert mapping.shape == (154, 154)
+    assert not mapping[:77, 77:].any() and not mapping[77:, :77].any()
+    for part, encoders in (
+        (slice(0, 77), {"clip_l": "there", "clip_g": "there", "t5xxl": None}),
+        (slice(77, 154), {"clip_l": None, "clip_g": None, "t5xxl": "there"}),
+    ):
+        alone = clip_with(sd3, **encoders)
+        own = rewrite_prompt(*(prompt_tokens(alone, text) for text in texts)).alignment
+        wanted = [n for n, text in enumerate(own.aligned.tolist()) if text]
+        words = [n for n in wanted if n < prompt_tokens(alone, texts[1]).length - 1]
+        assert torch.equal(mapping[part, part][:, words], own.mapping[:, words])
+
+
 # --- what cannot be read
 
 
@@ -199,13 +294,10 @@ def test_an_embedding_without_a_name_is_refused(sd1_clip, embeddings):
         prompt_tokens(sd1_clip, "a cat embedding:")
 
 
-def test_a_clip_of_another_kind_is_refused(sd1_clip):
-    class Flux:
-        def tokenize(self, text, return_word_ids=False):
-            return {"l": [], "t5xxl": []}
-
-    with pytest.raises(PalimpsestError, match=r"reads with l, t5xxl: .*SD 1\.x"):
-        prompt_tokens(Flux(), "a cat")
+def test_a_clip_of_another_kind_is_refused():
+    clip = clip_with(AnimaTokenizer())
+    with pytest.raises(PalimpsestError, match=r"reads with qwen3_06b, t5xxl: .*SD 1\.x"):
+        prompt_tokens(clip, "a cat")
 
 
 def test_tokens_that_do_not_match_are_refused(sd1_clip, monkeypatch):

@@ -54,6 +54,53 @@ def drawn(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+class FromTheSource:
+    """An attention of SD 3 in which every second row has the image's queries and keys of the first.
+
+    Rows are by turns of the source and of the target.
+    """
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
+        heads = lambda t: t.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        image = {name: heads(getattr(attn, f"to_{name}")(hidden_states)) for name in "qkv"}
+        text = {n: heads(getattr(attn, f"add_{n}_proj")(encoder_hidden_states)) for n in "qkv"}
+        for name in "qk":
+            image[name] = getattr(attn, f"norm_{name}")(image[name])
+            text[name] = getattr(attn, f"norm_added_{name}")(text[name])
+            image[name][1::2] = image[name][0::2]
+        q, k, v = (torch.cat([image[name], text[name]], 2) for name in "qkv")
+        maps = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+        out = (maps @ v).transpose(1, 2).flatten(2)
+        out, told = out.split([hidden_states.shape[1], encoder_hidden_states.shape[1]], 1)
+        return attn.to_out[0](out), told if attn.context_pre_only else attn.to_add_out(told)
+
+
+@torch.no_grad()
+def consist_edit(network, held):
+    """[N+1, 2, ...] source and target from one noise, the first steps with the source's q and k."""
+    own = dict(network.attn_processors)
+    rows = [torch.cat([NOISES[0], NOISES[0]])]
+    states, pooled = (
+        torch.cat([PROMPTS[whose][part] for whose in ("neg", "neg", "src", "tgt")])
+        for part in (0, 1)
+    )
+    for step, (t, t_next) in enumerate(pairwise(FALLING)):
+        for block in network.transformer_blocks:
+            if step < held:
+                block.attn.set_processor(FromTheSource())
+        z = rows[-1]
+        v = network(
+            hidden_states=torch.cat([z, z]),
+            timestep=1000 * t.expand(4),
+            encoder_hidden_states=states,
+            pooled_projections=pooled,
+        ).sample
+        network.set_attn_processor(dict(own))
+        neg, cond = v.chunk(2)
+        rows.append(z + (t_next - t) * (neg + 3.0 * (cond - neg)))
+    return torch.stack(rows)
+
+
 @torch.no_grad()
 def velocity(network, z, t, words, guidance=None):
     """What a network makes of z at a 0-d time."""
@@ -202,6 +249,13 @@ def made(tmp_path_factory):
     settings = {"method": "Uni-Inv + Uni-Edit", **part, "omega": PUSH, "rows": 9}
     keep("ue_flux", settings, {"x_mid": middle, "final": final})
 
+    for name, method, held in (
+        ("ce_sd3", "ConsistEdit, image q and k from the source", 2),
+        ("ce_off_sd3", "the same loop without control", 0),
+    ):
+        settings = {"method": method, "model": "sd3", "qk_steps": held, "guidance": 3.0, "rows": 16}
+        keep(name, settings | {"steps": STEPS}, {"traj": consist_edit(of_sd3, held)})
+
     t = FALLING[2]
     v = velocity(of_sd3, X0, t, PROMPTS["src"])
     embeds, pooled = PROMPTS["src"]
@@ -210,7 +264,16 @@ def made(tmp_path_factory):
     return root
 
 
-ROWS = {"call_sd3": 1, "fa_sd3": 12, "fe_flux": 5, "fe_sd3": 24, "ue_flux": 9, "ui_flux": 3}
+ROWS = {
+    "ce_off_sd3": 16,
+    "ce_sd3": 16,
+    "call_sd3": 1,
+    "fa_sd3": 12,
+    "fe_flux": 5,
+    "fe_sd3": 24,
+    "ue_flux": 9,
+    "ui_flux": 3,
+}
 
 
 def bench(root, *only):
@@ -255,6 +318,9 @@ def harmed(made):
         ("fe_flux", {"n_min": 0}),
         ("fe_sd3", {"guidance_src": 1.4}),
         ("fa_sd3", {"omega": 7.0}),
+        ("ce_sd3", {"qk_steps": 1}),
+        ("ce_sd3", {"guidance": 3.1}),
+        ("ce_off_sd3", {"qk_steps": 1}),
         ("fa_sd3", {"zeta": 0.0}),
         ("ue_flux", {"omega": 4.5}),
         ("ui_flux", {"factor": 1.001, "tensor": "x_top"}),
@@ -262,7 +328,8 @@ def harmed(made):
     ids=str,
 )
 def test_a_thousandth_off_or_another_setting_fails(made, harmed, name, changes):
-    harmed(name, **({"tensor": "x_top"} if name == "ui_flux" else {}) | changes)
+    tensor = {"ui_flux": "x_top", "ce_sd3": "traj", "ce_off_sd3": "traj"}.get(name, "final")
+    harmed(name, **{"tensor": tensor} | changes)
     assert bench(made, name) == 1
 
 

@@ -88,8 +88,8 @@ def test_a_part_of_the_steps_or_of_the_layers_has_its_start_and_not_its_end(part
         assert by_layers.reads(site._replace(layer=n), moment(49, 50)) == (n in inside)
 
 
-@pytest.mark.parametrize("kind", ["cross", "joint", "features"])
-def test_nothing_but_self_attention_is_touched(kind):
+@pytest.mark.parametrize("kind", ["cross", "features"])
+def test_nothing_but_where_the_picture_looks_at_itself_is_touched(kind):
     assert not MasaCtrl().reads(SITE._replace(kind=kind), OPEN)
 
 

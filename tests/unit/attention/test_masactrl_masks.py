@@ -6,9 +6,10 @@ import pytest
 import torch
 from palimpsest.pipelines.attention.bank import Bank
 from palimpsest.pipelines.attention.hooks import QKV, Site, attend
-from palimpsest.pipelines.attention.masactrl import MasaCtrl, Things
+from palimpsest.pipelines.attention.masactrl import MasaCtrl
 from palimpsest.pipelines.attention.masked import placed
 from palimpsest.pipelines.attention.stack import stacked
+from palimpsest.pipelines.attention.things import Things
 from palimpsest.pipelines.attention.watch import begun
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.unit.analytic import distance, moment, picture

@@ -10,11 +10,12 @@ from palimpsest.pipelines.attention.hooks import QKV, Site
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.attention.word_maps import (
     Gathered,
+    columns_at,
     columns_of,
     grid_of,
     looked_at,
-    tiled,
-    word_map,
+    source_map,
+    target_map,
 )
 from palimpsest.pipelines.errors import PalimpsestError
 from palimpsest.tests.unit.analytic import distance, moment, picture
@@ -46,7 +47,7 @@ GROUPS = [(2,), (1, 4, 5), ()]
 def test_a_word_map_is_the_sum_of_its_tokens_columns_and_the_mean_of_the_heads(heads, dtype, exact):
     own = qkv(2, dtype=dtype)
     term = own._replace(v=columns_of(GROUPS, TOKENS).expand(2, -1, -1))
-    found = word_map([term], heads)
+    found = target_map([term], CROSS._replace(heads=heads))
     finest = torch.promote_types(dtype, torch.float32)
     expected = summed(attention_maps(own.q.to(finest), own.k.to(finest), heads), GROUPS)
     assert found.dtype == finest
@@ -62,7 +63,7 @@ class Look:
     seen: torch.Tensor | None = None
 
     def see(self, own, source, attended, site, at):
-        self.seen = word_map(attended(tiled(self.columns, own.k)), site.heads)
+        self.seen = target_map(attended(columns_at(self.columns, own.k, site)), site)
 
 
 @pytest.mark.parametrize("window", [0.4, 1.0], ids=["closes", "stays open"])
@@ -96,7 +97,7 @@ def test_a_prompt_that_was_repeated_to_fill_a_batch_says_what_it_says_once():
     once = qkv(2)
     twice = QKV(once.q, once.k.repeat(1, 2, 1), once.v)
     columns = columns_of(GROUPS, TOKENS)
-    maps = [word_map([QKV(t.q, t.k, tiled(columns, t.k))], 4) for t in (once, twice)]
+    maps = [source_map(t, columns, CROSS) for t in (once, twice)]
     assert distance(*maps) < 1e-14
 
 

@@ -1,0 +1,146 @@
+"""Transformers of core's with a joint attention of text and image: how each lays it out.
+
+What a hook has to know of an attention, which block it is in and how many of its tokens are text,
+core tells in another way in every network, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from comfy.ldm.chroma.model import Chroma
+from comfy.ldm.flux.model import Flux
+from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
+from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
+from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+from torch import Tensor, nn
+
+
+@dataclass
+class Block:
+    """The block that runs now; made for one denoiser, and told by what `Family.follow` put there.
+
+    Attributes:
+        layer: Its number, over all blocks.
+        text: Tokens of text in its attention.
+    """
+
+    layer: int = 0
+    text: int = 0
+
+
+@dataclass(frozen=True)
+class Family:
+    """A network of core's.
+
+    Attributes:
+        network: Its class.
+        layers: Number of its blocks.
+        follow: Puts into transformer options of a call what tells a `Block` where it is.
+        counts: Whether every attention is that of the next block, for want of a better sign.
+        image_first: Whether text comes after the image.
+    """
+
+    network: type[nn.Module]
+    layers: Callable[[nn.Module], int]
+    follow: Callable[[nn.Module, dict[str, Any], Block], None]
+    counts: bool = False
+    image_first: bool = False
+
+
+def family_of(network: nn.Module) -> Family | None:
+    """The family of a network; None where it has no joint attention that is known here."""
+    return next((family for family in FAMILIES if isinstance(network, family.network)), None)
+
+
+def image_tokens(network: nn.Module, size: tuple[int, ...]) -> int:
+    """Tokens of a latent of so many cells along its last sides; odd sides are filled up.
+
+    Of video, frames are tokens each.
+    """
+    *frames, height, width = size
+    patch = network.patch_size
+    count = -(-height // patch) * -(-width // patch)
+    for number in frames:
+        count *= number
+    return count
+
+
+def _by_queries(network: nn.Module, options: dict[str, Any], block: Block) -> None:
+    """By core's patch of the queries, which is told all of it; single blocks follow double ones."""
+    doubles = len(getattr(network, "double_blocks", ()))
+
+    def look(q: Tensor, k: Tensor, v: Tensor, *, extra_options: dict, **_: Any) -> dict:
+        """A patch of core's that changes nothing."""
+        after = doubles if extra_options["block_type"] == "single" else 0
+        block.layer = after + extra_options["block_index"]
+        block.text = extra_options["img_slice"][0]
+        return {}
+
+    patches = options.setdefault("patches", {})
+    patches["attn1_patch"] = [*patches.get("attn1_patch", []), look]
+
+
+def _by_blocks(network: nn.Module, options: dict[str, Any], block: Block) -> None:
+    """By core's replacement of whole blocks; what another node put there runs in ours."""
+    replaced = options.setdefault("patches_replace", {})
+    before = replaced.get("dit", {})
+    replaced["dit"] = before | {
+        ("double_block", number): _told(block, number, before.get(("double_block", number)))
+        for number in range(len(network.joint_blocks))
+    }
+
+
+def _told(block: Block, number: int, before: Callable | None) -> Callable[[dict, dict], dict]:
+    """A block of core's that says which it is before it runs."""
+
+    def run(args: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+        block.layer, block.text = number, args["txt"].shape[1]
+        return extra["original_block"](args) if before is None else before(args, extra)
+
+    return run
+
+
+def _by_calls(network: nn.Module, options: dict[str, Any], block: Block) -> None:
+    """By core's wrapper of the whole network, which begins to count the attentions anew.
+
+    Every block sees the tokens of T5, those of Llama's last layer, and those of one of its layers.
+    """
+
+    def begin(
+        executor: Callable[..., Tensor],
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        context: Tensor,
+        llama: Tensor,
+        *more: Any,
+    ) -> Tensor:
+        block.layer, block.text = -1, context.shape[1] + 2 * llama.shape[2]
+        return executor(x, t, y, context, llama, *more)
+
+    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "palimpsest_blocks", begin, options)
+
+
+def _of_two_streams(network: nn.Module) -> int:
+    return len(network.double_blocks) + len(network.single_blocks)
+
+
+FAMILIES = (
+    Family(Flux, _of_two_streams, _by_queries),
+    Family(Chroma, _of_two_streams, _by_queries),
+    Family(
+        QwenImageTransformer2DModel, lambda network: len(network.transformer_blocks), _by_queries
+    ),
+    Family(MMDiT, lambda network: len(network.joint_blocks), _by_blocks),
+    Family(
+        HiDreamImageTransformer2DModel,
+        lambda network: len(network.double_stream_blocks) + len(network.single_stream_blocks),
+        _by_calls,
+        counts=True,
+        image_first=True,
+    ),
+)
