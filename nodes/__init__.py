@@ -7,6 +7,7 @@ from ..hosts.comfy.page import answer_page
 from . import (
     attention_maps,
     compare,
+    consist_edit,
     control,
     drag,
     drag_points,
@@ -60,6 +61,7 @@ class PalimpsestExtension(ComfyExtension):
             *uni_inv.NODES,
             *control.NODES,
             *source_controls.NODES,
+            *consist_edit.NODES,
             *local_blend.NODES,
             *attention_maps.NODES,
             *pix2pix_zero.NODES,

@@ -39,8 +39,8 @@ CFG = io.Float.Input(
 CONTROL = Control.Input(
     "control",
     optional=True,
-    tooltip="From Prompt-to-Prompt (SD 1.x, 2.x, SDXL): keeps the layout. Without it only "
-    "the prompt changes.",
+    tooltip="From Prompt-to-Prompt or another control: keeps the layout. Without it only the "
+    "prompt changes.",
 )
 MASK = io.Mask.Input(
     "mask",

@@ -47,7 +47,7 @@ NEGATIVE = io.Conditioning.Input(
 CONTROL = Control.Input(
     "control",
     optional=True,
-    tooltip="From Prompt-to-Prompt or another control (SD 1.x, 2.x, SDXL).",
+    tooltip="From Prompt-to-Prompt or another control: keeps the layout.",
 )
 MASK = io.Mask.Input(
     "mask",

@@ -178,6 +178,12 @@ CARDS = {
         Cell("striped, without inversion", "Edited without inversion"),
         Cell("striped, along Uni-Inv", "Edited along Uni-Inv"),
     ],
+    "joint": [
+        original("a red heart on grass"),
+        Cell("dotted, by the prompt alone", "By the prompt alone"),
+        Cell("with Prompt-to-Prompt", "With Prompt-to-Prompt"),
+        Cell("with ConsistEdit", "With ConsistEdit"),
+    ],
     "no_inversion": [
         original("a red heart on grass"),
         perfect(),

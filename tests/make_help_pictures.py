@@ -37,6 +37,7 @@ WIDTH = 2 * (HELP.picture + 2 * HELP.gap)  # what the side bar shows without mak
 
 #: Nodes whose picture is the card of a workflow.
 FROM_CARDS = {
+    "PalimpsestConsistEdit": "joint",
     "PalimpsestCycleSDE": "cycle_sde",
     "PalimpsestDiffEdit": "diffedit",
     "PalimpsestEditNoInversion": "no_inversion",

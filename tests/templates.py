@@ -44,6 +44,7 @@ TITLES = {
     "compositing": "43 Paste and harmonise",
     "copy_paste": "44 Drag by copying alone",
     "flow": "50 Flow transformer, without and with inversion",
+    "joint": "51 Flow transformer, hold the layout",
 }
 
 

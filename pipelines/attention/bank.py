@@ -233,9 +233,9 @@ class Bank:
             return None
         source = self.source_of(site, qkv)
 
-        def attended(values: Tensor) -> tuple[QKV, ...]:
+        def attended(values: Tensor) -> tuple[Term, ...]:
             shown = qkv._replace(v=values)
-            return self.control.terms(shown, source, site, self.at) or (shown,)
+            return self.control.terms(shown, _without(source, values), site, self.at) or (shown,)
 
         for onlooker in (*self.watches, *self.onlookers):
             onlooker.see(qkv, source, attended, site, self.at)
@@ -292,6 +292,13 @@ class Bank:
             return 1
         own = [role for role in ROLES if self.control.source_role(role) == site.role]
         return sum(self.control.reads(site._replace(role=role), self.at) for role in own)
+
+
+def _without(source: QKV | None, values: Tensor) -> QKV | None:
+    """A source whose own values are nothing beside those that are asked for."""
+    if source is None or source.v is None:
+        return source
+    return source._replace(v=values.new_zeros(*source.v.shape[:2], values.shape[-1]))
 
 
 def _match_rows(stored: Tensor | None, like: Tensor) -> Tensor | None:

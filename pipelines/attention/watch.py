@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..rows import After
 from ..schedule import Moment
-from .hooks import QKV, Site
+from .hooks import QKV, Site, Term
 
 if TYPE_CHECKING:
     from .control import Control
 
 #: The attention of the target's rows, as a control edits it, to any values [B, S, C].
-Attended = Callable[[Tensor], tuple[QKV, ...]]
+Attended = Callable[[Tensor], tuple[Term, ...]]
 
 
 class Onlooker(Protocol):

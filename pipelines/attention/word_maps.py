@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from ..errors import PalimpsestError
-from .hooks import QKV, Kind, Site, Term, inside_part, per_head
+from .hooks import QKV, Kind, Site, Term, per_head
 from .joint import image_places, source_places
 
 #: How often the picture was halved where its words are looked for: a quarter of the side.
@@ -46,12 +46,14 @@ PLACES = 128
 def looked_at(site: Site) -> bool:
     """Whether a place is one of the attentions in which words are looked for.
 
-    Of joint ones they are those of `JOINT_LAYERS`. Of cross-attentions they are those nearest to
-    `DEPTH` halvings, of which two are equally near the finer ones, that have `PLACES` places; where
-    none has, the finest.
+    Of joint ones they are those of `JOINT_LAYERS`, one at least. Of cross-attentions they are
+    those nearest to `DEPTH` halvings, of which two are equally near the finer ones, that have
+    `PLACES` places; where none has, the finest.
     """
     if site.kind == "joint":
-        return inside_part(site.layer, site.layers, JOINT_LAYERS)
+        first, end = (math.ceil(site.layers * part) for part in JOINT_LAYERS)
+        first = min(first, site.layers - 1)
+        return first <= site.layer < max(end, first + 1)
     if site.kind != "cross":
         return False
     depth = site.depths[site.layer]

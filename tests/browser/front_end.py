@@ -125,6 +125,18 @@ def choose_template(page, name):
     page.wait_for_function("app.graph.nodes.length && app.graph.nodes[0] !== window.before")
 
 
+def load_template(page, pack, name):
+    """Load a template as the dialog does where one is chosen, without the dialog."""
+    page.evaluate(
+        """async ([pack, name]) => {
+            const at = `/workflow_templates/${pack}/${name}.json`
+            const shipped = await (await fetch(app.api.apiURL(at))).json()
+            await app.loadGraphData(shipped, true, true, name, {openSource: 'template'})
+        }""",
+        [pack, name],
+    )
+
+
 def open_template(page, pack, name):
     """Open the Templates dialog at a pack's own page, and load a template that it shows there."""
     page.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates') }")

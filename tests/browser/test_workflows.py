@@ -9,9 +9,9 @@ from palimpsest.dev import PACK
 from palimpsest.tests.browser.front_end import (
     choose_template,
     graph_to_prompt,
+    load_template,
     load_workflow,
     missing_nodes,
-    open_template,
     open_templates,
     run,
     run_unseen,
@@ -62,6 +62,7 @@ RESULTS = {
     "copy_paste": {"result": "a yellow star on grass"},
     "edict": dict.fromkeys(["prompt", "control"], "a blue heart on grass"),
     "flow": dict.fromkeys(["walked", "inverted"], "a striped red heart on grass"),
+    "joint": dict.fromkeys(["alone", "prompt", "structure"], "a dotted red heart on grass"),
     "no_inversion": {"prompt": "a red cross on grass", "control": "a blue heart on grass"},
     "uni_inv": dict.fromkeys(["prompt", "control"], "a blue heart on grass"),
     "plug_and_play": dict.fromkeys(["prompt", "control"], "a white heart on the sea"),
@@ -102,10 +103,11 @@ def test_the_demo_is_found_loaded_and_run_from_the_templates_dialog(page, server
     screenshot("done")
 
 
-def test_every_template_opens_from_the_dialog_and_is_saved_as_it_was_shipped(page):
+def test_every_template_opens_from_the_server_and_is_saved_as_it_was_shipped(page):
+    """As the dialog opens it, where the test above finds them all."""
     for name in NAMES:
         shipped = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-        open_template(page, PACK, name)
+        load_template(page, PACK, name)
         assert missing_nodes(page) == [], name
         for model in (m for n in shipped["nodes"] for m in n["properties"].get("models", [])):
             told = page.get_by_text(f"{model['name']} is missing").first

@@ -297,6 +297,53 @@ def test_words_are_looked_for_in_the_middle_blocks():
     assert layers == list(range(10, 26))  # the published 11 to 18 of Flux among them
     layers = [layer for layer in range(7) if looked_at(site(layer=layer)._replace(layers=7))]
     assert layers == [2, 3]
+    for count in (1, 2, 3):
+        sites = (site(layer=layer)._replace(layers=count) for layer in range(count))
+        assert sum(looked_at(place) for place in sites) == 1
+
+
+MASKS = {"MasaCtrl": MasaCtrl((0.0, 1.0), (0.0, 1.0)), "ConsistEdit": ConsistEdit((0.0, 0.3))}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_thing_is_found_by_its_words_in_both_pictures(name):
+    """As the control itself edits the maps, of all steps before; the other tests say what then."""
+    of, to = columns_of([(2,)], TEXT)[None], columns_of([(1, 4)], TEXT)[None]
+    beginning = begun(replace(MASKS[name], things=Things((of, to), 0.5)), SIZE)
+    bank = Bank(beginning.control, onlookers=beginning.onlookers)
+    seen, place, masks = [torch.zeros(1, 3, 3, dtype=torch.float64) for _ in range(2)], site(), None
+    for step in range(4):
+        target, source = qkv(seed=10 * step), qkv(seed=10 * step + 5)
+        bank.begin(moment(step, STEPS))
+        bank.record(place, source)
+        bank.inject(place, target)
+        assert (masks is None) == (beginning.control.seeking.masks is None)
+        for found, wanted in zip(beginning.control.seeking.masks or (), masks or (), strict=True):
+            assert torch.equal(found, wanted)
+        indicators = torch.zeros(1, TEXT + IMAGE, 1, dtype=torch.float64)
+        indicators[:, :TEXT] = to
+        nothing = torch.zeros_like(indicators)
+        terms = beginning.control.terms(
+            target._replace(v=indicators), source._replace(v=nothing), place, moment(step, STEPS)
+        ) or (target._replace(v=indicators),)
+        edited = attend(
+            target._replace(v=indicators.expand(-1, -1, HEADS)),
+            place,
+            ["cond"],
+            lambda *_, terms=terms: tuple(_per_head(term) for term in terms),
+            lambda term: attention(term, HEADS),
+        ).mean(-1)
+        maps = maps_of(source)[..., TEXT:, 2].mean(1), edited[:, TEXT:]
+        for total, one in zip(seen, maps, strict=True):
+            total += one.unflatten(1, (3, 3))
+        masks = [(t - t.min() > 0.5 * (t.max() - t.min())).float()[:, None] for t in seen]
+        masks = tuple(m.repeat_interleave(2, -1).repeat_interleave(2, -2) for m in masks)
+
+
+def _per_head(term):
+    """A term whose column of values is the same for every head."""
+    spread = lambda qkv: qkv._replace(v=qkv.v.expand(-1, -1, HEADS))
+    return spread(term) if isinstance(term, QKV) else term._replace(qkv=spread(term.qkv))
 
 
 @pytest.mark.parametrize("normalise", [False, True])
