@@ -42,7 +42,7 @@ from .denoiser import Denoiser
 from .editing import Edited
 from .errors import PalimpsestError
 from .finite import check_finite
-from .lending import Asked, Lender
+from .lending import Asked, Beside, Lender
 from .schedule import Moment, moment_at, step_down, t_from_sigma
 from .trajectory import Trajectory
 
@@ -154,7 +154,7 @@ class AlignedEdit:
         """What the target makes of the points, less what the source made; and the former."""
         asked, guesses = at.steps - at.step - 1 - self.manner.plain_steps, []
         for point in self.points[asked]:
-            with beside_source(self.bank, self.record, at, point):
+            with beside_source(self.bank, self.record, at, point, len(apart)):
                 guesses.append(self.target(point + apart, at.sigma))
         if len(guesses) == 1:
             return guesses[0] - self.guesses[asked, 0], guesses[0]
@@ -166,7 +166,7 @@ class AlignedEdit:
         """A step of plain sampling, less the picture under the noise of the level it leads to."""
         image = self.trajectory.latents[0]
         point = image + float(at.sigma) * self.noise
-        with beside_source(self.bank, self.record, at, point):
+        with beside_source(self.bank, self.record, at, point, len(apart)):
             guess = self.target(point + apart, at.sigma)
         return c * apart + (1 - c) * (guess - image), guess
 
@@ -191,7 +191,9 @@ def lent(plain: AlignedEdit, lender: Lender, bank: Bank | None, mask: Tensor | N
     """
     record, target = None, Asked("target")
     if bank is not None:
-        recorded = Asked("source", hooks=bank.recording)
+        source = Asked("source")
+        recorded = replace(source, hooks=bank.recording)
         record = lender.recorder(recorded, source_roles(bank.control))
-        target = Asked("target", hooks=bank.injecting)
+        beside = Beside(source, bank.beside) if bank.pairs else None
+        target = Asked("target", hooks=bank.injecting, beside=beside)
     return replace(plain, target=lender.denoiser(target), record=record, bank=bank, mask=mask)

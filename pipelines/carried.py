@@ -36,6 +36,8 @@ class Carried:
     #: How a sentence names it ("EDICT's, whose two chains") where an edit along it has a loop of
     #: its own; "" where that is `editing.Edit`.
     own_loop: ClassVar[str] = ""
+    #: Whether in that loop the source's rows may run beside the target's that read them.
+    pairs: ClassVar[bool] = False
 
     @property
     def tensors(self) -> dict[str, Tensor]:

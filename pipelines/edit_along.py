@@ -101,7 +101,7 @@ def _bank(
 
 def _pairs(trajectory: Trajectory, lender: Lender, control: Control) -> bool:
     """Whether the source's rows may run beside the target's that read them."""
-    if any(carried.own_loop for carried in trajectory.carried):
+    if any(carried.own_loop and not carried.pairs for carried in trajectory.carried):
         return False
     return lender.pairs(*_asked(trajectory), rows_read(control))
 

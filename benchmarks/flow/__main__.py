@@ -133,7 +133,8 @@ def page(outcomes: Sequence[Outcome]) -> str:
     return f"""# Edits with and without inversion, on a flow model and on a UNet
 
 Scenes of the embedded models in which one thing changes (`bench inversions`), edited by the prompt,
-or under Prompt-to-Prompt where that is said (it takes UNets only, so far).
+or under a control where that is said, at its own defaults (Prompt-to-Prompt's self window of 0.6
+holds shapes, also those that shall change).
 
 {table(outcomes)}
 *Guidance* of source and target; FlowAlign's is against the source prompt. *Success*: a judge that

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from ...hosts.diffusers.folder import DiffusersModel, load_folder
 from ...hosts.diffusers.no_inversion import noise_freshly
 from ...hosts.diffusers.transformer import PATCH, DiffusersTransformer, Words
 from ...pipelines.aligned import FLOW_EDIT, Manner
+from ...pipelines.attention.bank import Bank
+from ...pipelines.attention.consist_edit import ConsistEdit
+from ...pipelines.attention.control import Control, source_roles
 from ...pipelines.attention.prompt_to_prompt import rewrite_prompt
 from ...pipelines.denoiser import RowCount
 from ...pipelines.inversion.fresh_noise import fresh_noise
@@ -51,6 +54,7 @@ class Method:
         way: Makes the edit.
         manner: How an edit without inversion walks.
         words: Whether Prompt-to-Prompt holds it.
+        structure: Part of the steps in which ConsistEdit does.
         omega: Of Uni-Edit, 0 without.
     """
 
@@ -62,6 +66,7 @@ class Method:
     way: str
     manner: Manner = FLOW_EDIT
     words: bool = False
+    structure: float = 0.0
     omega: float = 0.0
 
 
@@ -78,11 +83,20 @@ METHODS = {
         "DDCM, few steps", "UNet", FEW, 0.7, (1.0, 2.3), "walk", Manner(renoise=True)
     ),
     "walk": Method("FlowEdit", "flow", STEPS, 0.7, (1.5, 5.5), "walk"),
+    "walk_words": Method(
+        "FlowEdit + Prompt-to-Prompt", "flow", STEPS, 0.7, (1.5, 5.5), "walk", words=True
+    ),
+    "walk_structure": Method(
+        "FlowEdit + ConsistEdit 0.3", "flow", STEPS, 0.7, (1.5, 5.5), "walk", structure=0.3
+    ),
     "walk_sd3": Method("FlowEdit, SD 3's guidance", "flow", STEPS, 0.66, (3.5, 13.5), "walk"),
     "align": Method("FlowAlign", "flow", STEPS, 1.0, (1.0, 7.5), "align", Manner(zeta=0.01)),
     "fading": Method("DVRF", "flow", STEPS, 1.0, (1.5, 5.5), "walk", Manner(lag="fading")),
     "few": Method("DDCM, few steps", "flow", FEW, 0.7, (1.0, 2.3), "walk", Manner(renoise=True)),
     "uni": Method("Uni-Inv", "flow", STEPS, 0.6, (1.0, 4.0), "uni"),
+    "uni_words": Method(
+        "Uni-Inv + Prompt-to-Prompt", "flow", STEPS, 0.6, (1.0, 4.0), "uni", words=True
+    ),
     "uni_edit": Method("Uni-Inv + Uni-Edit", "flow", 15, 0.6, (1.0, 1.0), "uni", omega=5.0),
 }
 
@@ -131,7 +145,7 @@ def edit(models: Models, task: Task, method: Method, seed: int) -> Edited:
     if method.model == "UNet":
         latent = _on_unet(models.unet, picture, task, method, seed, rows)
     else:
-        latent = _on_flow(models.flow, picture, task, method, seed, rows)
+        latent = _on_flow(models, picture, task, method, seed, rows)
     return Edited(models.unet.decode(latent), rows.rows, time.process_time() - started)
 
 
@@ -161,9 +175,18 @@ def _on_unet(
     return whole.run().latent
 
 
+def _control(models: Models, task: Task, method: Method) -> Control | None:
+    """What holds the picture; both models read the same tokens."""
+    if method.structure:
+        return ConsistEdit((0.0, method.structure))
+    tokens = (models.unet.prompt(text).tokens for text in task.captions)
+    return rewrite_prompt(*tokens) if method.words else None
+
+
 def _on_flow(
-    model: FlowModel, x0: Tensor, task: Task, method: Method, seed: int, rows: RowCount
+    models: Models, x0: Tensor, task: Task, method: Method, seed: int, rows: RowCount
 ) -> Tensor:
+    model, control = models.flow, _control(models, task, method)
     source, target, empty = (model.prompt(text) for text in (*task.captions, ""))
     times = torch.linspace(0, 1, method.steps + 1, dtype=torch.float64)
     sigmas = sigma_from_t(times[: round(method.strength * method.steps) + 1])
@@ -179,4 +202,13 @@ def _on_flow(
         options = {"manner": method.manner, "whole": method.steps}
         made = fresh_noise(known, x0, sigmas, seeded(seed), **options)
     trajectory = Trajectory(made.latents, sigmas, x0, made.recipe, carried=made.carried)
-    return made.carried[0].edit(trajectory, wanted).run().latent
+    plain = made.carried[0].edit(trajectory, wanted)
+    if control is None:
+        return plain.run().latent
+    bank = Bank(control)
+    both = "uncond" in source_roles(control)
+    record = model.network.denoiser(
+        source, empty, cfg=cfg if both else 1.0, rows=rows, hooks=bank.recording
+    )
+    held = model.network.denoiser(target, empty, cfg=cfg, rows=rows, hooks=bank.injecting)
+    return replace(plain, target=held, record=record, bank=bank).run().latent

@@ -27,7 +27,7 @@ def kept_within(bank: Bank | None, mask: Tensor | None, apart: Tensor) -> Tensor
 
 @contextmanager
 def beside_source(
-    bank: Bank | None, record: Denoiser | None, at: Moment, x: Tensor
+    bank: Bank | None, record: Denoiser | None, at: Moment, x: Tensor, targets: int = 0
 ) -> Iterator[None]:
     """A step of the target, within which the bank holds what its source leaves; after it, nothing.
 
@@ -36,11 +36,12 @@ def beside_source(
         record: The source's rows; run where the control reads them and no one kept them before.
         at: The step.
         x: [B, C, ...] where the source stands.
+        targets: Rows of the target, where the source's may run beside them.
     """
     if bank is not None:
         bank.begin(at)
         if record is not None and bank.runs(at):
-            bank.fill(record, x)
+            bank.fill(record, x, targets)
     yield
     if bank is not None:
         bank.begin(None)

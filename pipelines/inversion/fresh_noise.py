@@ -135,6 +135,7 @@ class FreshNoise(Manner, Carried):
 
     name: ClassVar[str] = "fresh noise"
     own_loop: ClassVar[str] = "that of Edit (no inversion), which"
+    pairs: ClassVar[bool] = True
 
     points: Tensor = field(kw_only=True)
     guesses: Tensor = field(kw_only=True)

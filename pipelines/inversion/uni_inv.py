@@ -90,6 +90,7 @@ class Aligned(Carried):
 
     name: ClassVar[str] = "aligned points"
     own_loop: ClassVar[str] = "Uni-Inv's, whose evaluation points"
+    pairs: ClassVar[bool] = True
 
     points: Tensor
     guesses: Tensor

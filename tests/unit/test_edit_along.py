@@ -254,10 +254,10 @@ def test_what_takes_too_much_is_kept_where_it_cannot_run_beside(monkeypatch):
         (Values(ONE), recorded(), None, {"correction": UNCORRECTED}),
         (Values(ONE), None, None, {}),
     ],
-    ids=["two readers", "many targets", "drifts", "own loop"],
+    ids=["two readers", "many targets", "drifts", "two chains"],
 )
 def test_elsewhere_the_source_runs_before_the_target(control, chain, start, more):
-    host, chain = Host(paired=True), chain or carried_along(uni_inv)
+    host, chain = Host(paired=True), chain or carried_along(couple)
     edit_along(chain, host, control=control, **more).run(start=start)
     of_source = [roles for prompt, roles, _ in host.runs if prompt == "source"]
     assert len(of_source) >= STEPS and not any(
@@ -345,6 +345,17 @@ def freshly_noised(denoise, x0, sigmas, *, family):
 
 
 OWN_LOOPS = {couple: CoupledEdit, uni_inv: AlignedEdit, freshly_noised: AlignedEdit}
+
+
+@pytest.mark.parametrize("invert", [uni_inv, freshly_noised])
+def test_at_recorded_points_the_source_runs_beside_the_target_too(invert):
+    chain, hosts = carried_along(invert), [Host(paired=paired) for paired in (True, False)]
+    beside, apart = (edit_along(chain, host, control=Values(ONE)).run() for host in hosts)
+    assert torch.equal(beside.latent, apart.latent)
+    ran, before = ([r for prompt, r, _ in host.runs if prompt == "source"] for host in hosts)
+    draws = chain.carried[0].points.shape[1] if invert is freshly_noised else 1
+    assert ran == [("cond beside cond",)] * STEPS * draws
+    assert before == [("cond",)] * STEPS * draws
 
 
 @pytest.mark.parametrize("invert", OWN_LOOPS)
