@@ -30,6 +30,7 @@ from torch import Tensor
 from ...pipelines.attention.tokens import PromptTokens
 from ...pipelines.attention.words import Word, cut_word
 from ...pipelines.errors import PalimpsestError, quoted
+from .chat_words import QWEN, chat_tokens
 from .guidance import Conditioning
 
 #: CLIPs whose tokens a model attends to, by the keys of `clip.tokenize`; SDXL has l and g.
@@ -65,7 +66,7 @@ def prompt_tokens(clip: comfy.sd.CLIP, text: str) -> PromptTokens:
     ones in every prompt. What leaves no token (an embedding that is not installed) is no word.
 
     Args:
-        clip: A CLIP of an SD 1.x, SD 2.x or SDXL model, of Flux, Chroma or SD 3.
+        clip: A CLIP of an SD 1.x, SD 2.x or SDXL model, of Flux, Chroma, SD 3 or Qwen-Image.
         text: The prompt as the user wrote it.
 
     Raises:
@@ -79,11 +80,17 @@ def prompt_tokens(clip: comfy.sd.CLIP, text: str) -> PromptTokens:
             f"ComfyUI cannot read the prompt {quoted(text)}: every `embedding:` in it must be "
             "followed by a name; add it, or leave the mark out."
         ) from error
+    if chunks_of.keys() == {QWEN}:
+        ids = [token for token, *_ in chunks_of[QWEN][0]]
+        read = chat_tokens(_tokenizer(clip, QWEN), ids, text)
+        if read is None:
+            raise _mismatch(text)
+        return read
     if not chunks_of.keys() <= {*ENCODERS, T5}:
         raise PalimpsestError(
             f"The CLIP reads with {', '.join(chunks_of)}: words can be told apart only in the CLIP "
-            "of an SD 1.x, SD 2.x, SDXL, Flux.1, Chroma or SD 3 model; connect the one that came "
-            "with the MODEL."
+            "of an SD 1.x, SD 2.x, SDXL, Flux.1, Chroma, SD 3 or Qwen-Image model; connect the one "
+            "that came with the MODEL."
         )
     _check_weights(text)
     parts = _attended(clip, chunks_of.keys())

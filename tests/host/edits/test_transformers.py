@@ -1,7 +1,9 @@
 """Attention control in every transformer that it knows, beside explicit maps inside ComfyUI."""
 
 import math
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +31,8 @@ from palimpsest.tests.host.shapes import latent_for, make_wan
 from palimpsest.tests.host.transformers import FAMILIES, explicitly, prompt
 from palimpsest.tests.unit.maps import attention_maps, look
 from palimpsest.tests.unit.prompts import prompt as described
+
+ROOT = Path(__file__).resolve().parents[3]
 
 pytestmark = pytest.mark.usefixtures("as_core_runs_nodes")
 
@@ -395,3 +399,11 @@ def test_the_model_is_left_as_it_was(family, model):
     before = str(model.model_options)
     edit(Case(model, REWRITTEN).request())
     assert str(model.model_options) == before
+
+
+def test_the_help_lists_the_families_that_are_tested_and_no_others():
+    page = (ROOT / "web" / "docs" / "PalimpsestPromptToPrompt.md").read_text(encoding="utf-8")
+    section = page.split("## Models\n")[1].split("\n## ")[0]
+    _, *lists = re.findall(r"^- \*\*(.*?)\*\*:", section, re.MULTILINE)
+    named = [name for line in lists for name in line.split(", ")]
+    assert sorted(named) == sorted([*FAMILIES, "SD 3"])

@@ -8,6 +8,7 @@ import torch
 from comfy.text_encoders.anima import AnimaTokenizer
 from comfy.text_encoders.flux import FluxTokenizer
 from comfy.text_encoders.pixart_t5 import PixArtTokenizer
+from comfy.text_encoders.qwen_image import QwenImageTokenizer
 from comfy.text_encoders.sd3_clip import SD3Tokenizer
 from palimpsest.hosts.comfy.words import prompt_tokens
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
@@ -284,6 +285,59 @@ def test_a_rewritten_prompt_reads_each_encoder_in_itself(sd3, texts):
         wanted = [n for n, text in enumerate(own.aligned.tolist()) if text]
         words = [n for n in wanted if n < prompt_tokens(alone, texts[1]).length - 1]
         assert torch.equal(mapping[part, part][:, words], own.mapping[:, words])
+
+
+CHAT = "a photo of an extraordinary cat, on  (wet:1.3) 草地 grass"
+
+
+def test_qwen_image_attends_to_the_words_behind_its_template():
+    """Beside the places of letters that the tokenizer itself tells, in core's whole chat."""
+    clip = clip_with(QwenImageTokenizer())
+    tokenizer = clip.tokenizer.qwen25_7b.tokenizer
+    whole = clip.tokenizer.llama_template.format(CHAT)
+    start = whole.index(CHAT)
+    letters = tokenizer(whole, return_offsets_mapping=True)["offset_mapping"]
+    cut = next(n for n, (_, end) in enumerate(letters) if end > start)
+    prompt = prompt_tokens(clip, CHAT)
+    assert [word.text for word in prompt.words] == CHAT.split()
+    at = start
+    for word in prompt.words:
+        at = whole.index(word.text, at)
+        end = at + len(word.text)
+        mine = [n for n, (a, b) in enumerate(letters) if a < end and b > at and b > a]
+        assert word.positions == tuple(n - cut for n in mine)
+        at = end
+    assert len(prompt.ids) == prompt.length == len(letters) - cut
+    assert cut == 34  # what core cuts off, by the paper's template
+
+
+def test_an_empty_prompt_of_a_chat_has_no_words():
+    prompt = prompt_tokens(clip_with(QwenImageTokenizer()), "")
+    assert prompt.words == () and len(prompt.ids) == 5
+
+
+def test_rewritten_words_of_a_chat_stay_in_their_places():
+    clip = clip_with(QwenImageTokenizer())
+    texts = ("a red cat on grass", "a blue extraordinarily tiny cat on grass")
+    prompts = [prompt_tokens(clip, text) for text in texts]
+    mapping = rewrite_prompt(*prompts).alignment.mapping
+    for word in ("cat", "grass"):
+        of, to = (find_word(word, prompt) for prompt in prompts)
+        assert mapping[:, list(to)].argmax(0).tolist() == list(of)
+    tail = [len(prompt.ids) - 1 for prompt in prompts]
+    assert mapping[tail[0], tail[1]] == 1
+
+
+def test_a_chat_whose_tokens_are_not_its_words_is_refused(monkeypatch):
+    clip = clip_with(QwenImageTokenizer())
+    tokenize = clip.tokenizer.qwen25_7b.tokenizer
+    monkeypatch.setattr(
+        clip.tokenizer.qwen25_7b,
+        "tokenizer",
+        lambda text, **more: tokenize(text if "<|" in text else text.upper(), **more),
+    )
+    with pytest.raises(PalimpsestError, match="cannot be told apart"):
+        prompt_tokens(clip, "a red cat")
 
 
 # --- what cannot be read
