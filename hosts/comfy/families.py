@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
+from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
@@ -26,10 +28,12 @@ class Block:
     Attributes:
         layer: Its number, over all blocks.
         text: Tokens of text in its attention.
+        filled: Tokens behind those of the image, up to a round number.
     """
 
     layer: int = 0
     text: int = 0
+    filled: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,11 @@ class Family:
         network: Its class.
         layers: Number of its blocks.
         follow: Puts into transformer options of a call what tells a `Block` where it is.
-        counts: Whether every attention is that of the next block, for want of a better sign.
+        counts: Whether every attention is that of the next block, for want of a better sign; below
+            0 it is none of them.
         image_first: Whether text comes after the image.
+        settled: Turns queries or keys [..., C] of every head, rotated by position, to where the
+            image's position does not depend on the text's length; None where it never does.
     """
 
     network: type[nn.Module]
@@ -49,6 +56,7 @@ class Family:
     follow: Callable[[nn.Module, dict[str, Any], Block], None]
     counts: bool = False
     image_first: bool = False
+    settled: Callable[[nn.Module, Tensor, int], Tensor] | None = None
 
 
 def family_of(network: nn.Module) -> Family | None:
@@ -125,6 +133,45 @@ def _by_calls(network: nn.Module, options: dict[str, Any], block: Block) -> None
     add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "palimpsest_blocks", begin, options)
 
 
+def _by_calls_refined(network: nn.Module, options: dict[str, Any], block: Block) -> None:
+    """The same where blocks of text alone and of the image alone come first, and all are filled up.
+
+    Where reference pictures stand before the image, the tokens are not those that are expected.
+    """
+    refiners = len(network.context_refiner) + len(network.noise_refiner)
+    multiple = network.pad_tokens_multiple or 1
+
+    def begin(
+        executor: Callable[..., Tensor],
+        x: Tensor,
+        t: Tensor,
+        context: Tensor,
+        *more: Any,
+        **rest: Any,
+    ) -> Tensor:
+        image = image_tokens(network, tuple(x.shape[2:]))
+        block.layer, block.filled = -1 - refiners, -image % multiple
+        block.text = context.shape[1] + -context.shape[1] % multiple
+        return executor(x, t, context, *more, **rest)
+
+    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "palimpsest_blocks", begin, options)
+
+
+def _image_at_origin(network: nn.Module, tokens: Tensor, text: int) -> Tensor:
+    """Queries or keys turned back along the first axis by the place of the image, after the text.
+
+    Attention knows distances alone: it does not change where all tokens are turned alike.
+    """
+    width, theta = network.axes_dims[0], network.rope_embedder.theta
+    rates = theta ** -(torch.arange(0, width, 2, device=tokens.device, dtype=torch.float64) / width)
+    angles = (rates * (text + 1)).float()
+    first, rest = tokens[..., :width].float(), tokens[..., width:]
+    even, odd = first.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angles.cos(), angles.sin()
+    turned = torch.stack([even * cos + odd * sin, odd * cos - even * sin], -1).flatten(-2)
+    return torch.cat([turned.to(tokens), rest], -1)
+
+
 def _of_two_streams(network: nn.Module) -> int:
     return len(network.double_blocks) + len(network.single_blocks)
 
@@ -142,5 +189,12 @@ FAMILIES = (
         _by_calls,
         counts=True,
         image_first=True,
+    ),
+    Family(
+        NextDiT,
+        lambda network: len(network.layers),
+        _by_calls_refined,
+        counts=True,
+        settled=_image_at_origin,
     ),
 )

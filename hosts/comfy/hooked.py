@@ -22,7 +22,7 @@ from .residual import feature_options
 #: Models whose attention can be controlled, by what a control acts on.
 _TRANSFORMERS = (
     "a transformer in which text and picture share attention (Flux, Chroma, SD 3, Qwen-Image, "
-    "HiDream)"
+    "Z-Image, Lumina 2, HiDream)"
 )
 
 

@@ -77,7 +77,8 @@ class _Override:
             heads, rest.get("skip_reshape", False), rest.get("skip_output_reshape", False)
         )
         image = 0 if call is None else image_tokens(self.network, call.size)
-        if call is None or shape.tokens(q) == image:  # some blocks look at the image alone besides
+        # Some blocks look at the image alone besides, or at the text.
+        if call is None or shape.tokens(q) == image or self.block.layer < 0:
             return plain(q, k, v, mask=mask)
         call.check_whole(rest["transformer_options"], len(q), call.size)
         _check_unmasked(mask)
@@ -98,7 +99,8 @@ class _Override:
         Raises:
             PalimpsestError: If they are not, in one sentence.
         """
-        references, text = sum(extra.get("reference_image_num_tokens", ())), self.block.text
+        text = self.block.text
+        references = sum(extra.get("reference_image_num_tokens", ())) + self.block.filled
         found = {shape.tokens(q), shape.tokens(k)}
         if found != {text + image + references} or text < call.prompts.length(extra):
             raise PalimpsestError(
@@ -116,6 +118,11 @@ class _Override:
             layers=layers,
             heads=shape.heads,
         )
+
+    def _settled(self, tokens: Tensor, shape: _Shape, text: int) -> Tensor:
+        """Queries or keys of which the image's do not depend on the text's length."""
+        by_head = tokens.unflatten(2, (shape.heads, -1))
+        return self.family.settled(self.network, by_head, text).flatten(2)
 
     def _hooked(
         self,
@@ -137,9 +144,11 @@ class _Override:
             given = (shape.handed(t) for t in term) if any(asked) else whole
             return shape.taken(plain(*given))
 
-        out = attend(
-            QKV(*(_text_first(shape.flat(t), turned) for t in whole)), place, roles, ask, sdpa
-        )
+        qkv = QKV(*(_text_first(shape.flat(t), turned) for t in whole))
+        if self.family.settled is not None:
+            q, k = (self._settled(t, shape, place.text) for t in qkv[:2])
+            qkv = QKV(q, k, qkv.v)
+        out = attend(qkv, place, roles, ask, sdpa)
         if turned and any(asked):
             out = _text_first(out, out.shape[1] - turned)
         return shape.given(out)

@@ -30,7 +30,7 @@ from torch import Tensor
 from ...pipelines.attention.tokens import PromptTokens
 from ...pipelines.attention.words import Word, cut_word
 from ...pipelines.errors import PalimpsestError, quoted
-from .chat_words import QWEN, chat_tokens
+from .chat_words import CHATS, chat_tokens
 from .guidance import Conditioning
 
 #: CLIPs whose tokens a model attends to, by the keys of `clip.tokenize`; SDXL has l and g.
@@ -66,7 +66,8 @@ def prompt_tokens(clip: comfy.sd.CLIP, text: str) -> PromptTokens:
     ones in every prompt. What leaves no token (an embedding that is not installed) is no word.
 
     Args:
-        clip: A CLIP of an SD 1.x, SD 2.x or SDXL model, of Flux, Chroma, SD 3 or Qwen-Image.
+        clip: A CLIP of an SD 1.x, SD 2.x or SDXL model, of Flux, Chroma, SD 3, Qwen-Image or
+            Z-Image.
         text: The prompt as the user wrote it.
 
     Raises:
@@ -80,17 +81,17 @@ def prompt_tokens(clip: comfy.sd.CLIP, text: str) -> PromptTokens:
             f"ComfyUI cannot read the prompt {quoted(text)}: every `embedding:` in it must be "
             "followed by a name; add it, or leave the mark out."
         ) from error
-    if chunks_of.keys() == {QWEN}:
-        ids = [token for token, *_ in chunks_of[QWEN][0]]
-        read = chat_tokens(_tokenizer(clip, QWEN), ids, text)
+    if type(clip.tokenizer) in CHATS:
+        (chunks,) = chunks_of.values()
+        read = chat_tokens(clip.tokenizer, [token for token, *_ in chunks[0]], text)
         if read is None:
             raise _mismatch(text)
         return read
     if not chunks_of.keys() <= {*ENCODERS, T5}:
         raise PalimpsestError(
             f"The CLIP reads with {', '.join(chunks_of)}: words can be told apart only in the CLIP "
-            "of an SD 1.x, SD 2.x, SDXL, Flux.1, Chroma, SD 3 or Qwen-Image model; connect the one "
-            "that came with the MODEL."
+            "of an SD 1.x, SD 2.x, SDXL, Flux.1, Flux.2 klein, Chroma, SD 3, Qwen-Image or Z-Image "
+            "model; connect the one that came with the MODEL."
         )
     _check_weights(text)
     parts = _attended(clip, chunks_of.keys())

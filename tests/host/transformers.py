@@ -5,6 +5,8 @@ from typing import Any
 
 import comfy.supported_models
 import torch
+from comfy.ldm.flux.math import apply_rope1, rope
+from comfy.ldm.lumina.model import NextDiT
 from comfy.patcher_extension import WrappersMP
 from palimpsest.tests.host import flow, shapes
 from palimpsest.tests.unit.maps import attention_maps, look
@@ -43,6 +45,22 @@ HIDREAM = {
     "axes_dims_rope": (8, 12, 12),
     "llama_layers": [0, 1, 2, 3],
 }
+LUMINA = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": flow.CHANNELS,
+    "dim": 64,
+    "n_layers": 3,
+    "n_refiner_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "multiple_of": 32,
+    "ffn_dim_multiplier": 2.0,
+    "qk_norm": True,
+    "cap_feat_dim": flow.WIDTH,
+    "axes_dims": (8, 12, 12),
+    "axes_lens": (64, 64, 64),
+}
 LLAMA = 5  # tokens of HiDream's second encoder
 
 
@@ -76,6 +94,18 @@ def make_hidream():
     return flow.make(comfy.supported_models.HiDream, HIDREAM, {"shift": 3.0})
 
 
+def make_lumina():
+    config = LUMINA | {"n_kv_heads": 1}
+    return flow.make(comfy.supported_models.Lumina2, config, {"shift": 6.0})
+
+
+def make_z_image():
+    """Prompts and pictures are filled up to eight tokens, of 32 of the published model."""
+    wide = {"dim": 256, "n_heads": 8, "n_kv_heads": 8}  # its modulation is never narrower
+    more = wide | {"pad_tokens_multiple": 8, "z_image_modulation": True, "rope_theta": 256.0}
+    return flow.make(comfy.supported_models.ZImage, LUMINA | more, {"shift": 3.0})
+
+
 @dataclass(frozen=True)
 class Family:
     """A tiny model, and what its attention is made of.
@@ -88,6 +118,8 @@ class Family:
         image_first: Whether text comes after the image.
         wrapped: Whether core lets nodes wrap its network.
         pads: Whether it brings all prompts to one length.
+        round: What prompts and pictures are filled up to a multiple of.
+        refiners: Attentions before those of its blocks.
     """
 
     make: Any
@@ -97,6 +129,8 @@ class Family:
     image_first: bool = False
     wrapped: bool = True
     pads: bool = False
+    round: int = 1
+    refiners: int = 0
 
 
 FAMILIES = {
@@ -106,6 +140,8 @@ FAMILIES = {
     "Qwen-Image": Family(make_qwen_image),
     "SD 3.5": Family(make_sd3, blocks=3, wrapped=False),
     "HiDream-I1": Family(make_hidream, text=2 * LLAMA, image_first=True),
+    "Lumina 2": Family(make_lumina, blocks=3, refiners=2),
+    "Z-Image": Family(make_z_image, blocks=3, round=8, refiners=2),
 }
 
 
@@ -120,7 +156,22 @@ def prompt(seed, tokens=flow.TOKENS):
     return [[states, more]]
 
 
-def explicitly(model, image, rewrite, *, image_first=False):
+def turned_back(model, tokens, heads, text):
+    """Queries or keys [B, L, C] as if the image stood at 0 of the first axis, by core's rotation.
+
+    Where an image stands depends on the text before it in Lumina 2 and Z-Image: it is one behind.
+    """
+    network = model.model.diffusion_model
+    if not isinstance(network, NextDiT):
+        return tokens
+    width, theta = network.axes_dims[0], network.rope_embedder.theta
+    turn = rope(torch.full((1, 1), -(text + 1.0)), width, theta)[:, :, None]
+    by_head = tokens.unflatten(2, (heads, -1))
+    first = apply_rope1(by_head[..., :width], turn)
+    return torch.cat([first.to(tokens), by_head[..., width:]], -1).flatten(2)
+
+
+def explicitly(model, image, rewrite, *, image_first=False, refiners=0, round=1):
     """A model whose attention is one of explicit maps, edited in the rows of the target's prompt.
 
     The source's prompt is the first that is shown to it.
@@ -131,6 +182,8 @@ def explicitly(model, image, rewrite, *, image_first=False):
         rewrite: Gives what a target's attention gives, [B, text + image, C], of its own tensors
             and its source's, each (q, k, v) of [text | image], the number of heads, and the step.
         image_first: Whether text comes after the image.
+        refiners: Attentions of every call before those that are edited.
+        round: What the image is filled up to a multiple of.
     """
     kept, state = {}, {"step": -1}
 
@@ -138,7 +191,7 @@ def explicitly(model, image, rewrite, *, image_first=False):
         names = args[-1]["uuids"]
         state.setdefault("source", names[0])
         state["step"] += state["source"] in names
-        state["layer"] = 0
+        state["layer"] = -refiners
         return executor(*args, **more)
 
     def of_part(name, flat, heads):
@@ -153,8 +206,11 @@ def explicitly(model, image, rewrite, *, image_first=False):
         by_head = rest.get("skip_reshape", False)
         flat = [(t.transpose(1, 2) if by_head else t).flatten(2) for t in (q, k, v)]
         tokens = flat[0].shape[1]
-        if tokens == image:
+        if state["layer"] < 0 or tokens == image:
+            state["layer"] += state["layer"] < 0
             return func(q, k, v, heads, mask=mask, **rest)
+        text = tokens - image - -image % round
+        flat[:2] = (turned_back(model, t, heads, text) for t in flat[:2])
         turn = image if image_first else 0
         flat = [torch.cat([t[:, turn:], t[:, :turn]], 1) for t in flat]
         names = [rest["transformer_options"][key] for key in ("cond_or_uncond", "uuids")]

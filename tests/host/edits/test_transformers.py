@@ -118,7 +118,8 @@ def tokens_of(family, sides=SIDES):
 def by_explicit_maps(family, case, rewrite):
     """The edit whose attention is made of explicit maps, by another pack's slot."""
     image = tokens_of(family, case.sides)
-    clone = explicitly(case.model, image, rewrite, image_first=family.image_first)
+    options = {name: getattr(family, name) for name in ("image_first", "refiners", "round")}
+    clone = explicitly(case.model, image, rewrite, **options)
     request = replace(case, control=Silent()).request()
     request = replace(request, model=clone)
 
@@ -212,7 +213,9 @@ CONTROLS = {
 def check(family, case, restated, references=0):
     """An edit is that of explicit maps, and another than that without the control."""
     ours = edit(case.request()).latent
-    expected = by_explicit_maps(family, case, restated(tokens_of(family, case.sides), references))
+    image = tokens_of(family, case.sides)
+    behind = references + -image % family.round
+    expected = by_explicit_maps(family, case, restated(image, behind))
     free = edit(replace(case, control=None).request()).latent
     assert relative(ours, expected) < min(SAME, OF_ITS_WORK * relative(ours, free))
 
@@ -232,7 +235,7 @@ def test_of_odd_sides_too(family, model, sides):
 def test_of_prompts_of_other_lengths_too(family, model, name):
     """Behind the words of the prompts stand tokens of other nodes, more of them in the source."""
     control, restated = CONTROLS[name]
-    longer = {"source": appended(prompt(1), 9), "target": appended(prompt(2), 4)}
+    longer = {"source": appended(prompt(1), 19), "target": appended(prompt(2), 4)}
     check(family, Case(model, control, **longer), restated)
 
 

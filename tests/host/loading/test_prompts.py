@@ -6,10 +6,12 @@ import comfy.sd
 import pytest
 import torch
 from comfy.text_encoders.anima import AnimaTokenizer
-from comfy.text_encoders.flux import FluxTokenizer
+from comfy.text_encoders.flux import FluxTokenizer, KleinTokenizer, KleinTokenizer8B
+from comfy.text_encoders.longcat_image import LongCatImageTokenizer
 from comfy.text_encoders.pixart_t5 import PixArtTokenizer
 from comfy.text_encoders.qwen_image import QwenImageTokenizer
 from comfy.text_encoders.sd3_clip import SD3Tokenizer
+from comfy.text_encoders.z_image import ZImageTokenizer
 from palimpsest.hosts.comfy.words import prompt_tokens
 from palimpsest.pipelines.attention.prompt_to_prompt import rewrite_prompt
 from palimpsest.pipelines.attention.tokens import find_word
@@ -290,42 +292,51 @@ def test_a_rewritten_prompt_reads_each_encoder_in_itself(sd3, texts):
 CHAT = "a photo of an extraordinary cat, on  (wet:1.3) 草地 grass"
 
 
-def test_qwen_image_attends_to_the_words_behind_its_template():
+@pytest.mark.parametrize(
+    ("make", "cut"),
+    [(QwenImageTokenizer, 34), (ZImageTokenizer, 0), (KleinTokenizer, 0), (KleinTokenizer8B, 0)],
+)
+def test_of_a_chat_the_words_of_the_prompt_are_known(make, cut):
     """Beside the places of letters that the tokenizer itself tells, in core's whole chat."""
-    clip = clip_with(QwenImageTokenizer())
-    tokenizer = clip.tokenizer.qwen25_7b.tokenizer
-    whole = clip.tokenizer.llama_template.format(CHAT)
-    start = whole.index(CHAT)
+    clip = clip_with(make())
+    every = clip.tokenizer
+    tokenizer = getattr(every, every.clip).tokenizer
+    whole = every.llama_template.format(CHAT)
     letters = tokenizer(whole, return_offsets_mapping=True)["offset_mapping"]
-    cut = next(n for n, (_, end) in enumerate(letters) if end > start)
-    prompt = prompt_tokens(clip, CHAT)
+    prompt, at = prompt_tokens(clip, CHAT), whole.index(CHAT)
     assert [word.text for word in prompt.words] == CHAT.split()
-    at = start
     for word in prompt.words:
         at = whole.index(word.text, at)
         end = at + len(word.text)
         mine = [n for n, (a, b) in enumerate(letters) if a < end and b > at and b > a]
         assert word.positions == tuple(n - cut for n in mine)
         at = end
-    assert len(prompt.ids) == prompt.length == len(letters) - cut
-    assert cut == 34  # what core cuts off, by the paper's template
+    assert prompt.length == len(letters) - cut
+    (chunks,) = clip.tokenize(CHAT).values()
+    assert len(prompt.ids) == len(chunks[0]) - cut
 
 
-def test_an_empty_prompt_of_a_chat_has_no_words():
-    prompt = prompt_tokens(clip_with(QwenImageTokenizer()), "")
-    assert prompt.words == () and len(prompt.ids) == 5
+@pytest.mark.parametrize("make", [QwenImageTokenizer, ZImageTokenizer])
+def test_an_empty_prompt_of_a_chat_has_no_words(make):
+    assert prompt_tokens(clip_with(make()), "").words == ()
 
 
-def test_rewritten_words_of_a_chat_stay_in_their_places():
-    clip = clip_with(QwenImageTokenizer())
+@pytest.mark.parametrize("make", [QwenImageTokenizer, ZImageTokenizer, KleinTokenizer])
+def test_rewritten_words_of_a_chat_stay_in_their_places(make):
+    clip = clip_with(make())
     texts = ("a red cat on grass", "a blue extraordinarily tiny cat on grass")
     prompts = [prompt_tokens(clip, text) for text in texts]
     mapping = rewrite_prompt(*prompts).alignment.mapping
     for word in ("cat", "grass"):
         of, to = (find_word(word, prompt) for prompt in prompts)
         assert mapping[:, list(to)].argmax(0).tolist() == list(of)
-    tail = [len(prompt.ids) - 1 for prompt in prompts]
-    assert mapping[tail[0], tail[1]] == 1
+    ends = [prompt.length - 1 for prompt in prompts]
+    assert mapping[ends[0], ends[1]] == 1
+
+
+def test_a_chat_of_another_template_is_refused():
+    with pytest.raises(PalimpsestError, match="reads with qwen25_7b: words can be told apart"):
+        prompt_tokens(clip_with(LongCatImageTokenizer()), "a red cat")
 
 
 def test_a_chat_whose_tokens_are_not_its_words_is_refused(monkeypatch):
