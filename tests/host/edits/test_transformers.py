@@ -13,9 +13,11 @@ from palimpsest.hosts.comfy.edits.bound import BoundControl
 from palimpsest.hosts.comfy.edits.edit import EditRequest, edit
 from palimpsest.hosts.comfy.inversions.ddim import invert_ddim
 from palimpsest.hosts.comfy.inversions.picture import Picture
+from palimpsest.hosts.comfy.masks import pixel_mask
 from palimpsest.hosts.comfy.schedules import schedule
 from palimpsest.hosts.comfy.session import run as in_a_session
 from palimpsest.pipelines.attention.consist_edit import ConsistEdit
+from palimpsest.pipelines.attention.keep_rest import KeepRest
 from palimpsest.pipelines.attention.local_blend import LocalBlend
 from palimpsest.pipelines.attention.masactrl import MasaCtrl
 from palimpsest.pipelines.attention.plug_and_play import PlugAndPlay
@@ -121,7 +123,8 @@ def by_explicit_maps(family, case, rewrite):
     options = {name: getattr(family, name) for name in ("image_first", "refiners", "round")}
     clone = explicitly(case.model, image, rewrite, **options)
     request = replace(case, control=Silent()).request()
-    request = replace(request, model=clone)
+    bounded = isinstance(case.control, KeepRest)
+    request = replace(request, model=clone, mask=pixels(case.model) if bounded else None)
 
     def algorithm(session):
         return request.start(session).run().latent
@@ -131,6 +134,11 @@ def by_explicit_maps(family, case, rewrite):
     origin = request.trajectory.origin
     latent, _ = in_a_session(request.guider(), origin, levels, algorithm, coordinates=coordinates)
     return case.model.model.process_latent_out(latent)
+
+
+def pixels(model):
+    """`EDITED` as a MASK of the picture's pixels."""
+    return pixel_mask(EDITED, model)
 
 
 def with_image(own, image, at):
@@ -203,9 +211,27 @@ def consist_edit(image, references=0):
     return rewrite
 
 
+def keep_rest(image, references=0):
+    """Keys and values of the source outside of the edit, in all of the blocks."""
+    patch = 1 if image == math.prod(SIDES) else 2
+    cells = EDITED.unfold(2, patch, patch).unfold(3, patch, patch)
+    m = cells.amax((-2, -1)).flatten()[:, None]
+
+    def rewrite(own, source, heads, step):
+        at, there = (places(qkv, image, references) for qkv in (own, source))
+        k, v = (
+            with_image(t, (1 - m) * s[:, there] + m * t[:, at], at)
+            for t, s in zip(own[1:], source[1:], strict=True)
+        )
+        return look(attention_maps(own[0], k, heads), v)
+
+    return rewrite
+
+
 CONTROLS = {
     "Prompt-to-Prompt": (REWRITTEN, prompt_to_prompt),
     "MasaCtrl": (MasaCtrl((0.0, 1.0), (0.0, 1.0)), masactrl),
+    "Keep the Rest": (KeepRest(Things(region=EDITED)), keep_rest),
     "ConsistEdit": (ConsistEdit((0.0, 0.5), things=Things(region=EDITED)), consist_edit),
 }
 
