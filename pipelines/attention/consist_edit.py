@@ -31,8 +31,8 @@ from ..schedule import Moment
 from .hooks import QKV, Kind, Role, Site, check_part, inside_part
 from .joint import image_places, source_places, with_image
 from .masked import Cells
-from .things import Seeking, Things
-from .watch import Attended, Begun
+from .things import Seeker, Seeking, Things
+from .watch import Begun
 from .word_maps import grid_of, looked_at
 
 
@@ -130,38 +130,10 @@ class ConsistEdit:
         return Begun(guided, onlookers=(guided,))
 
 
-@dataclass(eq=False)
-class Guided:
-    """ConsistEdit while an edit runs that says what it is about; an onlooker of its words.
-
-    Attributes:
-        control: What was asked for.
-        seeking: Where the edit is.
-    """
+class Guided(Seeker):
+    """ConsistEdit while an edit runs that says what it is about."""
 
     control: ConsistEdit
-    seeking: Seeking
-
-    def source_role(self, role: Role) -> Role | None:
-        """See `ConsistEdit`."""
-        return self.control.source_role(role)
-
-    def active(self, at: Moment) -> bool:
-        """See `ConsistEdit`."""
-        return self.control.active(at)
-
-    def reads(self, site: Site, at: Moment) -> bool:
-        """See `ConsistEdit`."""
-        return self.control.reads(site, at)
-
-    def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
-        """See `ConsistEdit`."""
-        return self.control.kept(site, own, at)
-
-    def see(self, own: QKV, source: QKV | None, attended: Attended, site: Site, at: Moment) -> None:
-        """Add the word maps of one attention."""
-        if source is not None and self.control.looks_at(site):
-            self.seeking.see(own, source, attended, site, at)
 
     def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> tuple[QKV, ...] | None:
         """The controlled attention, with all that is known of where the edit is."""

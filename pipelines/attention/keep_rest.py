@@ -29,7 +29,7 @@ from ..schedule import Moment
 from .hooks import QKV, Kind, Role, Site
 from .joint import own_places, source_places, with_image
 from .masked import Cells
-from .things import Seeking, Things
+from .things import Seeker, Seeking, Things
 from .watch import Attended, Begun, over
 from .word_maps import grid_of, looked_at
 
@@ -92,40 +92,19 @@ class KeepRest:
 
 
 @dataclass(eq=False)
-class Keeping:
+class Keeping(Seeker):
     """Keep the rest while an edit runs: a control, and a `watch.Watch` of where the edit may be.
 
     Attributes:
-        control: What was asked for.
-        seeking: Where the edit is.
         at: The step that was seen last.
     """
 
-    control: KeepRest
-    seeking: Seeking
     at: Moment | None = None
-
-    def source_role(self, role: Role) -> Role | None:
-        """See `KeepRest`."""
-        return self.control.source_role(role)
-
-    def active(self, at: Moment) -> bool:
-        """See `KeepRest`."""
-        return self.control.active(at)
-
-    def reads(self, site: Site, at: Moment) -> bool:
-        """See `KeepRest`."""
-        return self.control.reads(site, at)
-
-    def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
-        """See `KeepRest`."""
-        return self.control.kept(site, own, at)
 
     def see(self, own: QKV, source: QKV | None, attended: Attended, site: Site, at: Moment) -> None:
         """Add the word maps of one attention."""
         self.at = at
-        if source is not None and self.control.looks_at(site):
-            self.seeking.see(own, source, attended, site, at)
+        super().see(own, source, attended, site, at)
 
     def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> tuple[QKV, ...] | None:
         """The attention in which the rest is the source's, once it is known where that is."""

@@ -40,8 +40,8 @@ from ..schedule import Moment
 from .hooks import QKV, Kind, OfSome, Role, Site, Term, check_part, inside_part
 from .joint import around, looks_of, of_others, own_places
 from .masked import Cells
-from .things import Seeking, Things
-from .watch import Attended, Begun
+from .things import Seeker, Seeking, Things
+from .watch import Begun
 from .word_maps import grid_of, looked_at
 
 
@@ -134,38 +134,10 @@ class MasaCtrl:
         return Begun(guided, onlookers=(guided,))
 
 
-@dataclass(eq=False)
-class Guided:
-    """MasaCtrl with masks while an edit runs: a control, and a `watch.Onlooker` of its words.
-
-    Attributes:
-        control: What was asked for.
-        seeking: Where the thing is.
-    """
+class Guided(Seeker):
+    """MasaCtrl with masks while an edit runs."""
 
     control: MasaCtrl
-    seeking: Seeking
-
-    def source_role(self, role: Role) -> Role | None:
-        """See `MasaCtrl`."""
-        return self.control.source_role(role)
-
-    def active(self, at: Moment) -> bool:
-        """See `MasaCtrl`."""
-        return self.control.active(at)
-
-    def reads(self, site: Site, at: Moment) -> bool:
-        """See `MasaCtrl`."""
-        return self.control.reads(site, at)
-
-    def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
-        """See `MasaCtrl`."""
-        return self.control.kept(site, own, at)
-
-    def see(self, own: QKV, source: QKV | None, attended: Attended, site: Site, at: Moment) -> None:
-        """Add the word maps of one attention."""
-        if source is not None and self.control.looks_at(site) and self.control.reads(site, at):
-            self.seeking.see(own, source, attended, site, at)
 
     def terms(
         self, own: QKV, source: QKV | None, site: Site, at: Moment

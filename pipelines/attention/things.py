@@ -8,13 +8,15 @@ which of them a row sees.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import PalimpsestError
 from ..schedule import Moment
-from .hooks import QKV, Site
+from .control import Control
+from .hooks import QKV, Role, Site
 from .masked import Cells, of_picture
 from .watch import Attended
 from .word_maps import Gathered, columns_at, enlarged, source_map, target_map
@@ -115,3 +117,47 @@ class Seeking:
         low, high = (find(total, (-2, -1), keepdim=True) for find in (torch.amin, torch.amax))
         above = total - low > self.things.threshold * (high - low)
         return enlarged(above.float(), self.size)
+
+
+class SeekingControl(Control, Protocol):
+    """A control that looks for a thing at some of the sites that it reads."""
+
+    def looks_at(self, site: Site) -> bool:
+        """Whether words are looked for at this site."""
+        ...
+
+
+@dataclass(eq=False)
+class Seeker:
+    """A control while an edit runs in which it looks for a thing; an onlooker of its words.
+
+    It reads what the control reads; what it makes of that is for those who know the thing.
+
+    Attributes:
+        control: What was asked for.
+        seeking: Where the thing is.
+    """
+
+    control: SeekingControl
+    seeking: Seeking
+
+    def source_role(self, role: Role) -> Role | None:
+        """See `Control`."""
+        return self.control.source_role(role)
+
+    def active(self, at: Moment) -> bool:
+        """See `Control`."""
+        return self.control.active(at)
+
+    def reads(self, site: Site, at: Moment) -> bool:
+        """See `Control`."""
+        return self.control.reads(site, at)
+
+    def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
+        """See `Control`."""
+        return self.control.kept(site, own, at)
+
+    def see(self, own: QKV, source: QKV | None, attended: Attended, site: Site, at: Moment) -> None:
+        """Add the word maps of one attention."""
+        if source is not None and self.control.looks_at(site) and self.control.reads(site, at):
+            self.seeking.see(own, source, attended, site, at)

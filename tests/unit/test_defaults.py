@@ -46,6 +46,7 @@ DEFAULTS = {
         "heads": 1,
     },
     "attention.joint.MapEdit": {"normalise": False},
+    "attention.own_loop.beside_source": {"targets": 0},
     # ConsistEdit as published for style and objects: structure for 0.3 of the steps.
     "attention.consist_edit.ConsistEdit": {
         "structure": (0.0, 0.3),
