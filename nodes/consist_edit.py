@@ -8,7 +8,7 @@ from ..pipelines.attention.consist_edit import ConsistEdit
 from ..pipelines.attention.things import Things
 from .border import Node
 from .inputs import BEFORE
-from .things import thing_columns
+from .things import TARGET_WORDS, THRESHOLD, thing_columns
 from .wires import Control
 
 STRUCTURE = io.Float.Input(
@@ -58,22 +58,6 @@ WORDS = io.String.Input(
     tooltip="What is edited, as the source says it: all else keeps its looks and shapes to the "
     "end. Needs Prompt-to-Prompt below, whose windows may be 0. Empty, and without a mask: nothing "
     "is kept after structure.",
-)
-TARGET_WORDS = io.String.Input(
-    "target_words",
-    default="",
-    optional=True,
-    tooltip="The same as the target says it. Empty: the same words.",
-)
-THRESHOLD = io.Float.Input(
-    "threshold",
-    default=0.1,
-    min=0.0,
-    max=1.0,
-    step=0.05,
-    optional=True,
-    tooltip="How much of the strongest attention to the words a place needs to belong to them.",
-    advanced=True,
 )
 MASK = io.Mask.Input(
     "mask",

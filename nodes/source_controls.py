@@ -9,7 +9,7 @@ from ..pipelines.attention.plug_and_play import PlugAndPlay
 from ..pipelines.attention.things import Things
 from .border import Node
 from .inputs import BEFORE
-from .things import thing_columns
+from .things import TARGET_WORDS, THRESHOLD, thing_columns
 from .wires import Control
 
 START = io.Float.Input(
@@ -44,23 +44,6 @@ WORDS = io.String.Input(
     tooltip="What is told from its background, as the source says it: it takes its looks from "
     "itself, and the background from the background. Needs Prompt-to-Prompt below, whose windows "
     "may be 0. Empty, and without a mask: both look anywhere.",
-    advanced=True,
-)
-TARGET_WORDS = io.String.Input(
-    "target_words",
-    default="",
-    optional=True,
-    tooltip="The same as the target says it. Empty: the same words.",
-    advanced=True,
-)
-THRESHOLD = io.Float.Input(
-    "threshold",
-    default=0.1,
-    min=0.0,
-    max=1.0,
-    step=0.05,
-    optional=True,
-    tooltip="How much of the strongest attention to the words a place needs to belong to them.",
     advanced=True,
 )
 MASK = io.Mask.Input(

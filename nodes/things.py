@@ -1,11 +1,30 @@
 """What nodes of controls that tell a thing from its background have in common."""
 
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..hosts.comfy.edits.bound import BoundControl
 from ..pipelines.attention.local_blend import blend_columns
 from ..pipelines.attention.word_values import named
 from ..pipelines.errors import PalimpsestError
+
+TARGET_WORDS = io.String.Input(
+    "target_words",
+    default="",
+    optional=True,
+    tooltip="The same as the target says it. Empty: the same words.",
+    advanced=True,
+)
+THRESHOLD = io.Float.Input(
+    "threshold",
+    default=0.1,
+    min=0.0,
+    max=1.0,
+    step=0.05,
+    optional=True,
+    tooltip="How much of the strongest attention to the words a place needs to belong to them.",
+    advanced=True,
+)
 
 
 def thing_columns(

@@ -21,7 +21,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -30,14 +30,13 @@ from torch.nn.functional import adaptive_max_pool2d
 from ..schedule import Moment
 from .hooks import QKV, Kind, Role, Site, check_part, inside_part
 from .joint import image_places, source_places, with_image
-from .masked import Cells
-from .things import Seeker, Seeking, Things
+from .things import AboutThings, Seeker, Seeking, Things
 from .watch import Begun
 from .word_maps import grid_of, looked_at
 
 
 @dataclass(frozen=True, eq=False)
-class ConsistEdit:
+class ConsistEdit(AboutThings):
     """The image's queries, keys and values of a target, mixed with the source's.
 
     Attributes:
@@ -107,20 +106,6 @@ class ConsistEdit:
                 _mixed(own.v, source.v, values, source, site),
             ),
         )
-
-    @property
-    def names_words(self) -> bool:
-        """Whether words are looked for."""
-        return self.things is not None and self.things.looks
-
-    @property
-    def masks(self) -> tuple[Tensor, ...]:
-        """The user's."""
-        return () if self.things is None else self.things.given
-
-    def placed(self, cells: Cells) -> ConsistEdit:
-        """The same with the user's masks on the cells of a latent."""
-        return self if self.things is None else replace(self, things=self.things.placed(cells))
 
     def begun(self, size: tuple[int, int]) -> Begun:
         """Within one edit it remembers where it saw the thing."""

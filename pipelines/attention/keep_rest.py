@@ -18,7 +18,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -28,14 +28,13 @@ from ..rows import Rows
 from ..schedule import Moment
 from .hooks import QKV, Kind, Role, Site
 from .joint import own_places, source_places, with_image
-from .masked import Cells
-from .things import Seeker, Seeking, Things
+from .things import AboutThings, Seeker, Seeking, Things
 from .watch import Attended, Begun, over
 from .word_maps import grid_of, looked_at
 
 
 @dataclass(frozen=True, eq=False)
-class KeepRest:
+class KeepRest(AboutThings):
     """What is edited; all else is kept.
 
     Attributes:
@@ -70,20 +69,6 @@ class KeepRest:
 
     def terms(self, own: QKV, source: QKV | None, site: Site, at: Moment) -> None:
         """Outside of an edit it does not know where that is."""
-
-    @property
-    def names_words(self) -> bool:
-        """Whether words are looked for."""
-        return self.things.looks
-
-    @property
-    def masks(self) -> tuple[Tensor, ...]:
-        """The user's."""
-        return self.things.given
-
-    def placed(self, cells: Cells) -> KeepRest:
-        """The same with the user's masks on the cells of a latent."""
-        return replace(self, things=self.things.placed(cells))
 
     def begun(self, size: tuple[int, int]) -> Begun:
         """Within one edit it remembers where it saw the thing, and bounds the edit by that."""

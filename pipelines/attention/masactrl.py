@@ -29,7 +29,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -39,14 +39,13 @@ from torch.nn.functional import interpolate
 from ..schedule import Moment
 from .hooks import QKV, Kind, OfSome, Role, Site, Term, check_part, inside_part
 from .joint import around, looks_of, of_others, own_places
-from .masked import Cells
-from .things import Seeker, Seeking, Things
+from .things import AboutThings, Seeker, Seeking, Things
 from .watch import Begun
 from .word_maps import grid_of, looked_at
 
 
 @dataclass(frozen=True)
-class MasaCtrl:
+class MasaCtrl(AboutThings):
     """Self-attention that reads the source's keys and values.
 
     Attributes:
@@ -111,20 +110,6 @@ class MasaCtrl:
             seen.append(looks_of(own, site))
         k, v = (torch.cat(parts, dim=1) for parts in zip(*seen, strict=True))
         return (QKV(own.q, k, v),)
-
-    @property
-    def names_words(self) -> bool:
-        """Whether words are looked for."""
-        return self.things is not None and self.things.looks
-
-    @property
-    def masks(self) -> tuple[Tensor, ...]:
-        """The user's."""
-        return () if self.things is None else self.things.given
-
-    def placed(self, cells: Cells) -> MasaCtrl:
-        """The same with the user's masks on the cells of a latent."""
-        return self if self.things is None else replace(self, things=self.things.placed(cells))
 
     def begun(self, size: tuple[int, int]) -> Begun:
         """Within one edit it remembers where it saw the thing."""

@@ -7,8 +7,8 @@ which of them a row sees.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -117,6 +117,26 @@ class Seeking:
         low, high = (find(total, (-2, -1), keepdim=True) for find in (torch.amin, torch.amax))
         above = total - low > self.things.threshold * (high - low)
         return enlarged(above.float(), self.size)
+
+
+class AboutThings:
+    """A control that may say what it is about."""
+
+    things: Things | None
+
+    @property
+    def names_words(self) -> bool:
+        """Whether words are looked for."""
+        return self.things is not None and self.things.looks
+
+    @property
+    def masks(self) -> tuple[Tensor, ...]:
+        """The user's."""
+        return () if self.things is None else self.things.given
+
+    def placed(self, cells: Cells) -> Self:
+        """The same with the user's masks on the cells of a latent."""
+        return self if self.things is None else replace(self, things=self.things.placed(cells))
 
 
 class SeekingControl(Control, Protocol):
