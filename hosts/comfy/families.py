@@ -42,6 +42,7 @@ class Family:
 
     Attributes:
         network: Its class.
+        name: For people.
         layers: Number of its blocks.
         follow: Puts into transformer options of a call what tells a `Block` where it is.
         counts: Whether every attention is that of the next block, for want of a better sign; below
@@ -52,6 +53,7 @@ class Family:
     """
 
     network: type[nn.Module]
+    name: str
     layers: Callable[[nn.Module], int]
     follow: Callable[[nn.Module, dict[str, Any], Block], None]
     counts: bool = False
@@ -177,14 +179,18 @@ def _of_two_streams(network: nn.Module) -> int:
 
 
 FAMILIES = (
-    Family(Flux, _of_two_streams, _by_queries),
-    Family(Chroma, _of_two_streams, _by_queries),
+    Family(Flux, "Flux", _of_two_streams, _by_queries),
+    Family(Chroma, "Chroma", _of_two_streams, _by_queries),
     Family(
-        QwenImageTransformer2DModel, lambda network: len(network.transformer_blocks), _by_queries
+        QwenImageTransformer2DModel,
+        "Qwen-Image",
+        lambda network: len(network.transformer_blocks),
+        _by_queries,
     ),
-    Family(MMDiT, lambda network: len(network.joint_blocks), _by_blocks),
+    Family(MMDiT, "SD 3", lambda network: len(network.joint_blocks), _by_blocks),
     Family(
         HiDreamImageTransformer2DModel,
+        "HiDream-I1",
         lambda network: len(network.double_stream_blocks) + len(network.single_stream_blocks),
         _by_calls,
         counts=True,
@@ -192,6 +198,7 @@ FAMILIES = (
     ),
     Family(
         NextDiT,
+        "Lumina 2 and Z-Image",
         lambda network: len(network.layers),
         _by_calls_refined,
         counts=True,

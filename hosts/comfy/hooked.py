@@ -14,15 +14,16 @@ from ...pipelines.attention.hooks import NO_HOOKS, AttentionHook, Hooks, Kind
 from ...pipelines.errors import PalimpsestError
 from .attention import hooked_options, require_unet
 from .calls import TOKEN, Call
+from .families import FAMILIES
 from .guests import check_not_compiled, without_compiled
 from .guidance import asked_by_core
 from .joint import has_joint_attention, joint_options
 from .residual import feature_options
 
-#: Models whose attention can be controlled, by what a control acts on.
+#: Models in whose joint attention a control acts.
 _TRANSFORMERS = (
-    "a transformer in which text and picture share attention (Flux, Chroma, SD 3, Qwen-Image, "
-    "Z-Image, Lumina 2, HiDream)"
+    "a transformer in which text and picture share attention "
+    f"({', '.join(family.name for family in FAMILIES)})"
 )
 
 

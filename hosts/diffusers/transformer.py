@@ -73,11 +73,17 @@ class DiffusersTransformer:
         def mean(x: Tensor, sigma: Tensor, words: Words, role: Role) -> Tensor:
             if hooks.attention is None:
                 return self._mean(x, sigma, words, rows)
-            image = x.shape[-2:].numel() // PATCH**2
+            image = x.shape[-2:].numel() // self._patch**2
             with Hooked(self.network, hooks.attention, role, words.states.shape[1], image):
                 return self._mean(x, sigma, words, rows)
 
         return denoise
+
+    @property
+    def _patch(self) -> int:
+        """Side of the cells that are one token; Flux's are packed before they come to it."""
+        sd3 = type(self.network).__name__ == "SD3Transformer2DModel"
+        return self.network.config.patch_size if sd3 else PATCH
 
     def _mean(self, x: Tensor, sigma: Tensor, words: Words, rows: RowCount | None) -> Tensor:
         """z - t v, of z = x (1 - t)."""

@@ -52,6 +52,28 @@ class Control(Protocol):
         ...
 
 
+class InPlace:
+    """What acts in the place of a control: it reads what that reads."""
+
+    control: Control
+
+    def source_role(self, role: Role) -> Role | None:
+        """See `Control`."""
+        return self.control.source_role(role)
+
+    def active(self, at: Moment) -> bool:
+        """See `Control`."""
+        return self.control.active(at)
+
+    def reads(self, site: Site, at: Moment) -> bool:
+        """See `Control`."""
+        return self.control.reads(site, at)
+
+    def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
+        """See `Control`."""
+        return self.control.kept(site, own, at)
+
+
 @runtime_checkable
 class FeatureControl(Protocol):
     """What a control has besides, where it also reads the features of residual blocks."""
@@ -80,7 +102,7 @@ class Moving(Protocol):
 
 
 @runtime_checkable
-class Placed(Protocol):
+class Sited(Protocol):
     """What a control has besides, where it acts in other places than those of a UNet."""
 
     @property
@@ -95,7 +117,7 @@ UNET: frozenset[Kind] = frozenset({"self", "cross", "features"})
 
 def acts_in(control: Control) -> frozenset[Kind]:
     """The sorts of places in which a control acts; a UNet's, if it says nothing else."""
-    return control.acts_in if isinstance(control, Placed) else UNET
+    return control.acts_in if isinstance(control, Sited) else UNET
 
 
 def read_by_target(control: Control, site: Site, at: Moment) -> bool:

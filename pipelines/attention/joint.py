@@ -69,13 +69,15 @@ def with_image(own: Tensor, image: Tensor, site: Site) -> Tensor:
 def of_image(qkv: QKV, site: Site, scale: Tensor | None = None) -> OfSome:
     """An attention of the image's queries alone, as a term; `qkv.q` are theirs."""
     at = image_places(site)
-    return OfSome(qkv, slice(None), torch.arange(at.start, at.stop), scale)
+    places = torch.arange(at.start, at.stop, device=qkv.q.device)
+    return OfSome(qkv, slice(None), places, scale)
 
 
 def of_others(own: QKV, site: Site) -> OfSome:
     """The target's own attention of all other queries, as a term."""
     at = image_places(site)
-    others = torch.cat([torch.arange(at.start), torch.arange(at.stop, site.tokens)])
+    every = torch.arange(site.tokens, device=own.q.device)
+    others = torch.cat([every[: at.start], every[at.stop :]])
     return OfSome(QKV(own.q[:, others], own.k, own.v), slice(None), others)
 
 

@@ -103,15 +103,10 @@ class Keeping(Seeker):
         return (QKV(own.q, k, v),)
 
     @property
-    def edited(self) -> Tensor | None:
-        """[1 or B, 1, h, w] where either picture shows what is edited; None until that is known."""
+    def cells(self) -> Tensor | None:
+        """[1 or B, 1, h, w] where either picture shows what is edited; None until it is known."""
         masks = self.seeking.masks
         return None if masks is None else masks[0].maximum(masks[1])
-
-    @property
-    def cells(self) -> Tensor | None:
-        """Where the edit may be after the step that was seen last; until it is known, anywhere."""
-        return self.edited
 
     def reads_source(self, at: Moment) -> bool:
         """The control says so already."""
@@ -129,7 +124,7 @@ class Keeping(Seeker):
     def _rest(self, site: Site, at: Moment, rows: int) -> Tensor | None:
         """[rows, P, 1] 1 at places outside of the edit; None where that is not known."""
         self.seeking.masks_at(at)
-        edited, places = self.edited, own_places(site)
+        edited, places = self.cells, own_places(site)
         if edited is None:
             return None
         grid = grid_of(places.stop - places.start, self.seeking.size)

@@ -145,7 +145,7 @@ class Blending:
             return
         self.source.add(source_map(source, self.blend.source, site))
         columns = columns_at(self.blend.target, own.k, site)
-        self.target.add(target_map(attended(columns), site))
+        self.target.add(target_map(attended(columns), site, len(own.q)))
 
     @property
     def cells(self) -> Tensor | None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..schedule import Moment
-from .control import Control, FeatureControl
+from .control import Control, FeatureControl, InPlace
 from .hooks import QKV, Role, Site, Term
 
 
 @dataclass(frozen=True)
-class OneRow:
+class OneRow(InPlace):
     """A control over a source whose two rows are shown the same, so that one says what both do.
 
     Attributes:
@@ -24,18 +24,6 @@ class OneRow:
     def source_role(self, role: Role) -> Role | None:
         """The conditional row, wherever any is read."""
         return None if self.control.source_role(role) is None else "cond"
-
-    def active(self, at: Moment) -> bool:
-        """See `Control`."""
-        return self.control.active(at)
-
-    def reads(self, site: Site, at: Moment) -> bool:
-        """See `Control`."""
-        return self.control.reads(site, at)
-
-    def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
-        """See `Control`."""
-        return self.control.kept(site, own, at)
 
     def terms(
         self, own: QKV, source: QKV | None, site: Site, at: Moment

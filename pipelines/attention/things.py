@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..errors import PalimpsestError
 from ..schedule import Moment
-from .control import Control
-from .hooks import QKV, Role, Site
+from .control import Control, InPlace
+from .hooks import QKV, Site
 from .masked import Cells, of_picture
 from .watch import Attended
 from .word_maps import Gathered, columns_at, enlarged, source_map, target_map
@@ -93,7 +93,8 @@ class Seeking:
         self.masks_at(at)
         of_source, of_target = self.things.words
         self._source.add(source_map(source, of_source, site))
-        self._target.add(target_map(attended(columns_at(of_target, own.k, site)), site))
+        terms = attended(columns_at(of_target, own.k, site))
+        self._target.add(target_map(terms, site, len(own.q)))
 
     def masks_at(self, at: Moment) -> tuple[Tensor, Tensor] | None:
         """The masks of a step, settled before anything of it is seen."""
@@ -148,10 +149,10 @@ class SeekingControl(Control, Protocol):
 
 
 @dataclass(eq=False)
-class Seeker:
+class Seeker(InPlace):
     """A control while an edit runs in which it looks for a thing; an onlooker of its words.
 
-    It reads what the control reads; what it makes of that is for those who know the thing.
+    What it makes of what it reads is for those who know the thing.
 
     Attributes:
         control: What was asked for.
@@ -160,22 +161,6 @@ class Seeker:
 
     control: SeekingControl
     seeking: Seeking
-
-    def source_role(self, role: Role) -> Role | None:
-        """See `Control`."""
-        return self.control.source_role(role)
-
-    def active(self, at: Moment) -> bool:
-        """See `Control`."""
-        return self.control.active(at)
-
-    def reads(self, site: Site, at: Moment) -> bool:
-        """See `Control`."""
-        return self.control.reads(site, at)
-
-    def kept(self, site: Site, own: QKV, at: Moment) -> QKV:
-        """See `Control`."""
-        return self.control.kept(site, own, at)
 
     def see(self, own: QKV, source: QKV | None, attended: Attended, site: Site, at: Moment) -> None:
         """Add the word maps of one attention."""

@@ -99,25 +99,26 @@ def source_map(source: QKV, columns: Tensor, site: Site) -> Tensor:
     return per_head(shown, site.heads).mean(1)
 
 
-def target_map(terms: Iterable[Term], site: Site) -> Tensor:
+def target_map(terms: Iterable[Term], site: Site, rows: int) -> Tensor:
     """[B, P, W] the same of a target, as a control edits its attention.
 
     Args:
         terms: With the columns [B, S, W] in the place of values; they are summed.
         site: Where.
+        rows: B; a term may be of some of them.
     """
-    whole = sum(_gathered(term, site) for term in terms)
+    whole = sum(_gathered(term, site, rows) for term in terms)
     return whole[:, image_places(site)] if site.kind == "joint" else whole
 
 
-def _gathered(term: Term, site: Site) -> Tensor:
+def _gathered(term: Term, site: Site, rows: int) -> Tensor:
     """[B, P, W] what a term adds to the maps of all queries, mean of the heads."""
     if isinstance(term, QKV):
         return per_head(term, site.heads).mean(1)
     found = per_head(term.qkv, site.heads)
     if term.scale is not None:
         found = found * term.scale.unsqueeze(-1).to(found)
-    whole = found.new_zeros(len(found), site.tokens, found.shape[-1])
+    whole = found.new_zeros(rows, site.tokens, found.shape[-1])
     whole[term.rows, term.queries] = found.mean(1)
     return whole
 

@@ -116,7 +116,6 @@ class Family:
         text: Tokens of text that a block sees beyond those of the prompt.
         patch: Side of the cells that are one token.
         image_first: Whether text comes after the image.
-        wrapped: Whether core lets nodes wrap its network.
         pads: Whether it brings all prompts to one length.
         round: What prompts and pictures are filled up to a multiple of.
         refiners: Attentions before those of its blocks.
@@ -127,7 +126,6 @@ class Family:
     text: int = 0
     patch: int = 2
     image_first: bool = False
-    wrapped: bool = True
     pads: bool = False
     round: int = 1
     refiners: int = 0
@@ -138,7 +136,7 @@ FAMILIES = {
     "Flux.2": Family(make_flux2, patch=1, pads=True),
     "Chroma": Family(make_chroma),
     "Qwen-Image": Family(make_qwen_image),
-    "SD 3.5": Family(make_sd3, blocks=3, wrapped=False),
+    "SD 3.5": Family(make_sd3, blocks=3),
     "HiDream-I1": Family(make_hidream, text=2 * LLAMA, image_first=True),
     "Lumina 2": Family(make_lumina, blocks=3, refiners=2),
     "Z-Image": Family(make_z_image, blocks=3, round=8, refiners=2),

@@ -16,6 +16,7 @@ from ....pipelines.attention.watch import WordedControl
 from ....pipelines.errors import PalimpsestError, quoted
 from ..guidance import Conditioning
 from ..hooked import require_attention
+from ..joint import has_joint_attention
 from ..refusals import check_one_entry, check_owner
 
 
@@ -111,7 +112,8 @@ class BoundControl:
                 "transformers: use one of them alone."
             )
         require_attention(model.model, places, self.name, instead="edit without the control")
-        _check_references(source, target)
+        if has_joint_attention(model.model):
+            _check_references(source, target)
         self.check_source(source, "source")
         if self.target is not None:
             check_owner(self.target, target, "target")

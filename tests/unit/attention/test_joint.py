@@ -302,48 +302,82 @@ def test_words_are_looked_for_in_the_middle_blocks():
         assert sum(looked_at(place) for place in sites) == 1
 
 
-MASKS = {"MasaCtrl": MasaCtrl((0.0, 1.0), (0.0, 1.0)), "ConsistEdit": ConsistEdit((0.0, 0.3))}
+def looked_under_masactrl(target, source, masks):
+    """[1, I, TEXT] where the target's image looks at words, its picture the source's."""
+    shown = torch.ones(IMAGE, IMAGE, dtype=torch.bool)
+    if masks is not None:
+        of, to = (mask[0, 0, ::2, ::2].flatten() > 0 for mask in masks)
+        shown = torch.stack([of == inside for inside in to])
+    keys = torch.cat([target.k[:, :TEXT], image(source.k)], 1)
+    q, k = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (image(target.q), keys))
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    hidden = torch.cat([torch.zeros(IMAGE, TEXT, dtype=torch.bool), ~shown], 1)
+    return scores.masked_fill(hidden, -torch.inf).softmax(-1)[..., :TEXT].mean(1)
 
 
-@pytest.mark.parametrize("name", MASKS)
+def looked_under_consistedit(target, source, masks, inside):
+    """The same where its queries and keys are the source's, after the window around the edit."""
+    rest = None if masks is None else 1 - masks[0].maximum(masks[1])[0, 0, ::2, ::2].flatten()
+    share = 1.0 if inside else 0.0 if rest is None else rest.double()[:, None]
+    q, k = (
+        torch.cat([t[:, :TEXT], share * image(s) + (1 - share) * image(t)], 1)
+        for t, s in zip(target[:2], source[:2], strict=True)
+    )
+    return attention_maps(q, k, HEADS)[..., TEXT:, :TEXT].mean(1)
+
+
+@pytest.mark.parametrize("name", ["MasaCtrl", "ConsistEdit"])
 def test_a_thing_is_found_by_its_words_in_both_pictures(name):
-    """As the control itself edits the maps, of all steps before; the other tests say what then."""
+    """As the control edits the maps, with what was found before them."""
     of, to = columns_of([(2,)], TEXT)[None], columns_of([(1, 4)], TEXT)[None]
-    beginning = begun(replace(MASKS[name], things=Things((of, to), 0.5)), SIZE)
+    things = Things((of, to), 0.5)
+    control = MasaCtrl((0.0, 1.0), (0.0, 1.0), things=things)
+    if name == "ConsistEdit":
+        control = ConsistEdit((0.0, 0.2), things=things)
+    beginning = begun(control, SIZE)
     bank = Bank(beginning.control, onlookers=beginning.onlookers)
-    seen, place, masks = [torch.zeros(1, 3, 3, dtype=torch.float64) for _ in range(2)], site(), None
-    for step in range(4):
+    seen, masks = [torch.zeros(1, 3, 3, dtype=torch.float64) for _ in range(2)], None
+    for step in range(5):
         target, source = qkv(seed=10 * step), qkv(seed=10 * step + 5)
         bank.begin(moment(step, STEPS))
-        bank.record(place, source)
-        bank.inject(place, target)
-        assert (masks is None) == (beginning.control.seeking.masks is None)
-        for found, wanted in zip(beginning.control.seeking.masks or (), masks or (), strict=True):
-            assert torch.equal(found, wanted)
-        indicators = torch.zeros(1, TEXT + IMAGE, 1, dtype=torch.float64)
-        indicators[:, :TEXT] = to
-        nothing = torch.zeros_like(indicators)
-        terms = beginning.control.terms(
-            target._replace(v=indicators), source._replace(v=nothing), place, moment(step, STEPS)
-        ) or (target._replace(v=indicators),)
-        edited = attend(
-            target._replace(v=indicators.expand(-1, -1, HEADS)),
-            place,
-            ["cond"],
-            lambda *_, terms=terms: tuple(_per_head(term) for term in terms),
-            lambda term: attention(term, HEADS),
-        ).mean(-1)
-        maps = maps_of(source)[..., TEXT:, 2].mean(1), edited[:, TEXT:]
+        bank.record(site(), source)
+        bank.inject(site(), target)
+        found = beginning.control.seeking.masks
+        assert (masks is None) == (found is None)
+        assert masks is None or all(map(torch.equal, found, masks))
+        if name == "MasaCtrl":
+            edited = looked_under_masactrl(target, source, masks)
+        else:
+            edited = looked_under_consistedit(target, source, masks, step < 2)
+        maps = maps_of(source)[..., TEXT:, 2].mean(1), (edited @ to.double()[0])[..., 0]
         for total, one in zip(seen, maps, strict=True):
             total += one.unflatten(1, (3, 3))
-        masks = [(t - t.min() > 0.5 * (t.max() - t.min())).float()[:, None] for t in seen]
-        masks = tuple(m.repeat_interleave(2, -1).repeat_interleave(2, -2) for m in masks)
+        above = [t - t.min() > 0.5 * (t.max() - t.min()) for t in seen]
+        masks = [
+            m[:, None].float().repeat_interleave(2, -1).repeat_interleave(2, -2) for m in above
+        ]
+    assert 0 < masks[0].mean() < 1
 
 
-def _per_head(term):
-    """A term whose column of values is the same for every head."""
-    spread = lambda qkv: qkv._replace(v=qkv.v.expand(-1, -1, HEADS))
-    return spread(term) if isinstance(term, QKV) else term._replace(qkv=spread(term.qkv))
+def test_every_prompt_of_a_batch_has_maps_of_its_own():
+    source, *targets = (prompt(text, TEXT) for text in ("a red cat", "a blue cat", "a big red cat"))
+    control = rewrite_prompts(source, targets, cross_window=(0.0, 0.4), self_window=(0.0, 0.2))
+    of, to = columns_of([(2,), ()], TEXT)[None], columns_of([(1, 4), ()], TEXT)[None]
+    target, shown = qkv(2), qkv(1, seed=5)
+
+    def maps_under(one, rows):
+        beginning = begun(stacked([one, LocalBlend(of, to.expand(len(rows.q), -1, -1))]), SIZE)
+        bank = Bank(beginning.control, watches=beginning.watches)
+        for step in (0, 3):
+            bank.begin(moment(step, STEPS))
+            bank.record(site(), shown)
+            bank.inject(site(), rows)
+        return beginning.watches[0].target.total
+
+    together = maps_under(control, target)
+    for row, one in enumerate(control.controls):
+        alone = maps_under(one, QKV(*(t[row : row + 1] for t in target)))
+        assert distance(together[row : row + 1], alone) < EXACT
 
 
 @pytest.mark.parametrize("normalise", [False, True])

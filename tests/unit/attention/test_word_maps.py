@@ -47,7 +47,7 @@ GROUPS = [(2,), (1, 4, 5), ()]
 def test_a_word_map_is_the_sum_of_its_tokens_columns_and_the_mean_of_the_heads(heads, dtype, exact):
     own = qkv(2, dtype=dtype)
     term = own._replace(v=columns_of(GROUPS, TOKENS).expand(2, -1, -1))
-    found = target_map([term], CROSS._replace(heads=heads))
+    found = target_map([term], CROSS._replace(heads=heads), 2)
     finest = torch.promote_types(dtype, torch.float32)
     expected = summed(attention_maps(own.q.to(finest), own.k.to(finest), heads), GROUPS)
     assert found.dtype == finest
@@ -63,7 +63,7 @@ class Look:
     seen: torch.Tensor | None = None
 
     def see(self, own, source, attended, site, at):
-        self.seen = target_map(attended(columns_at(self.columns, own.k, site)), site)
+        self.seen = target_map(attended(columns_at(self.columns, own.k, site)), site, len(own.q))
 
 
 @pytest.mark.parametrize("window", [0.4, 1.0], ids=["closes", "stays open"])
