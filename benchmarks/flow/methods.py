@@ -54,6 +54,7 @@ class Method:
         way: Makes the edit.
         manner: How an edit without inversion walks.
         words: Whether Prompt-to-Prompt holds it.
+        normalise: Whether the rows of its maps are made to sum to 1.
         structure: Part of the steps in which ConsistEdit does.
         omega: Of Uni-Edit, 0 without.
     """
@@ -66,6 +67,7 @@ class Method:
     way: str
     manner: Manner = FLOW_EDIT
     words: bool = False
+    normalise: bool = False
     structure: float = 0.0
     omega: float = 0.0
 
@@ -86,8 +88,25 @@ METHODS = {
     "walk_words": Method(
         "FlowEdit + Prompt-to-Prompt", "flow", STEPS, 0.7, (1.5, 5.5), "walk", words=True
     ),
+    "walk_words_even": Method(
+        "the same, rows that sum to 1",
+        "flow",
+        STEPS,
+        0.7,
+        (1.5, 5.5),
+        "walk",
+        words=True,
+        normalise=True,
+    ),
+    "walk_less_structure": Method(
+        "FlowEdit + ConsistEdit 0.1", "flow", STEPS, 0.7, (1.5, 5.5), "walk", structure=0.1
+    ),
     "walk_structure": Method(
         "FlowEdit + ConsistEdit 0.3", "flow", STEPS, 0.7, (1.5, 5.5), "walk", structure=0.3
+    ),
+    "walk_far": Method("FlowEdit, more noise", "flow", STEPS, 0.85, (1.5, 5.5), "walk"),
+    "walk_far_words": Method(
+        "the same + Prompt-to-Prompt", "flow", STEPS, 0.85, (1.5, 5.5), "walk", words=True
     ),
     "walk_sd3": Method("FlowEdit, SD 3's guidance", "flow", STEPS, 0.66, (3.5, 13.5), "walk"),
     "align": Method("FlowAlign", "flow", STEPS, 1.0, (1.0, 7.5), "align", Manner(zeta=0.01)),
@@ -180,7 +199,7 @@ def _control(models: Models, task: Task, method: Method) -> Control | None:
     if method.structure:
         return ConsistEdit((0.0, method.structure))
     tokens = (models.unet.prompt(text).tokens for text in task.captions)
-    return rewrite_prompt(*tokens) if method.words else None
+    return rewrite_prompt(*tokens, normalise=method.normalise) if method.words else None
 
 
 def _on_flow(
